@@ -1,0 +1,1 @@
+"""The science and the numerics: torch, Ray, diffusers, transformers, Dask. Knows no Prefect."""

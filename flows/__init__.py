@@ -1,0 +1,1 @@
+"""What runs and when: flows, recipes, deployments and the `strata` command line."""

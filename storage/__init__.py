@@ -1,0 +1,1 @@
+"""What lasts: activation and code stores, concept artifacts, their registry and exports."""

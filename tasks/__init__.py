@@ -1,0 +1,1 @@
+"""One Prefect task per step: settings and references in, a reference out."""
