@@ -1,0 +1,1 @@
+"""Formats that other tools load: SAELens dictionaries, Neuronpedia graphs, Hub-ready folders."""
