@@ -161,7 +161,7 @@ class ConceptGraph:
     @classmethod
     def _validated(cls, nodes: pa.Table, edges: pa.Table) -> ConceptGraph:
         nodes = nodes.sort_by([("level", "ascending"), ("index", "ascending")]).combine_chunks()
-        level = nodes["level"].to_numpy()
+        level = _to_numpy(nodes["level"])
         if len(level) and level[0] < 0:
             raise ValueError(f"nodes have the level {level[0]}: levels begin at 0, the observed.")
         if pc.count_distinct(nodes["id"]).as_py() != len(nodes):
@@ -172,7 +172,7 @@ class ConceptGraph:
             if position.null_count:
                 missing = edges[end].filter(pc.is_null(position))[0].as_py()
                 raise ValueError(f"edges name the {end} {missing!r}, which is not among the nodes.")
-            ends.append(position.to_numpy().astype(np.int64))
+            ends.append(_to_numpy(position).astype(np.int64))
         source, target = ends
         downward = np.flatnonzero(level[source] >= level[target])
         if len(downward):
@@ -189,7 +189,7 @@ class ConceptGraph:
         wrong = set(pc.unique(edges["verdict"]).to_pylist()) - set(VERDICTS)
         if wrong:
             raise ValueError(f"verdict {wrong.pop()!r} is none of {', '.join(VERDICTS)}.")
-        graph = cls(nodes, edges.take(pa.array(order)).combine_chunks())
+        graph = cls(nodes, edges.take(_to_arrow(order)).combine_chunks())
         graph.__dict__["_ends"] = (source[order], target[order])
         return graph
 
@@ -208,7 +208,7 @@ class ConceptGraph:
     @cached_property
     def levels(self) -> dict[int, int]:
         """Number of nodes of each level, lowest first."""
-        level, count = np.unique(self.nodes["level"].to_numpy(), return_counts=True)
+        level, count = np.unique(_to_numpy(self.nodes["level"]), return_counts=True)
         return dict(zip(level.tolist(), count.tolist()))
 
     def __contains__(self, node_id: object) -> bool:
@@ -258,7 +258,7 @@ class ConceptGraph:
         if level is None:
             atomic = np.diff(self._parents_pointer)[below] == 0
         else:
-            atomic = self.nodes["level"].to_numpy()[below] == level
+            atomic = _to_numpy(self.nodes["level"])[below] == level
         return self._names(below[atomic])
 
     def paths(self, source: str, target: str) -> Iterator[list[str]]:
@@ -313,13 +313,14 @@ class ConceptGraph:
         """
         keep = np.ones(self.n_nodes, dtype=bool)
         if levels is not None:
-            keep &= np.isin(self.nodes["level"].to_numpy(), list(levels))
+            keep &= np.isin(_to_numpy(self.nodes["level"]), list(levels))
         if ids is not None:
             chosen = np.zeros(self.n_nodes, dtype=bool)
             chosen[[self._at(node_id) for node_id in ids]] = True
             keep &= chosen
-        edge_keep = self.edges["confidence"].to_numpy() >= min_confidence
-        edge_keep &= np.isin(self.edges["verdict"].to_numpy(zero_copy_only=False), list(verdicts))
+        edge_keep = _to_numpy(self.edges["confidence"]) >= min_confidence
+        chosen_verdict = pc.is_in(self.edges["verdict"], pa.array(list(verdicts), pa.string()))
+        edge_keep &= _to_numpy(chosen_verdict.cast(pa.int8())) == 1
         edge_keep &= keep[self._source] & keep[self._target]
         if drop_isolated:
             linked = np.zeros(self.n_nodes, dtype=bool)
@@ -327,7 +328,8 @@ class ConceptGraph:
             linked[self._target[edge_keep]] = True
             keep &= linked
         return ConceptGraph._validated(
-            self.nodes.filter(pa.array(keep)), self.edges.filter(pa.array(edge_keep))
+            self.nodes.take(_to_arrow(np.flatnonzero(keep))),
+            self.edges.take(_to_arrow(np.flatnonzero(edge_keep))),
         )
 
     def neighbourhood(self, node_id: str, *, depth: int = 1) -> ConceptGraph:
@@ -412,9 +414,9 @@ class ConceptGraph:
     @cached_property
     def _ends(self) -> tuple[Positions, Positions]:
         ids = self.nodes["id"].combine_chunks()
-        source = pc.index_in(self.edges["source"], value_set=ids).to_numpy()
-        target = pc.index_in(self.edges["target"], value_set=ids).to_numpy()
-        return source.astype(np.int64), target.astype(np.int64)
+        source = pc.index_in(self.edges["source"], value_set=ids)
+        target = pc.index_in(self.edges["target"], value_set=ids)
+        return _to_numpy(source).astype(np.int64), _to_numpy(target).astype(np.int64)
 
     @property
     def _source(self) -> Positions:
@@ -447,7 +449,7 @@ class ConceptGraph:
             raise KeyError(f"no node {node_id!r} in this graph") from None
 
     def _names(self, positions: Positions) -> list[str]:
-        names: list[str] = self.nodes["id"].take(pa.array(positions)).to_pylist()
+        names: list[str] = self.nodes["id"].take(_to_arrow(positions)).to_pylist()
         return names
 
     def _above(self, position: int) -> Positions:
@@ -469,6 +471,17 @@ class ConceptGraph:
             frontier = list(found)
             depth = None if depth is None else depth - 1
         return np.array(sorted(seen - {position}), dtype=np.int64)
+
+
+def _to_numpy(column: Any) -> NDArray[Any]:
+    # Arrow's own conversions import pandas where it is installed, which costs more than loading.
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    return np.from_dlpack(array)
+
+
+def _to_arrow(positions: Positions) -> pa.Array:
+    values = np.ascontiguousarray(positions, dtype=np.int64)
+    return pa.Array.from_buffers(pa.int64(), len(values), [None, pa.py_buffer(values)])
 
 
 def _pointer(ends: Positions, n_nodes: int) -> Positions:
@@ -512,7 +525,9 @@ def _array(values: Any, name: str, what: str, to: pa.DataType | None) -> Any:
 
 def _read_table(source: bytes | str | Path, schema: pa.Schema, what: str) -> pa.Table:
     try:
-        table = pq.read_table(pa.BufferReader(source) if isinstance(source, bytes) else source)
+        table = pq.ParquetFile(
+            pa.BufferReader(source) if isinstance(source, bytes) else source
+        ).read()
     except pa.ArrowException as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{what} is not a readable Parquet file ({reason}).") from None
@@ -536,7 +551,7 @@ def _checked(table: pa.Table, schema: pa.Schema, what: str) -> pa.Table:
         if not item.nullable and table[item.name].null_count:
             raise ValueError(f"column {item.name!r} of {what} has unknown values.")
         if pa.types.is_floating(item.type):
-            values = table[item.name].drop_null().to_numpy()
+            values = _to_numpy(table[item.name].drop_null())
             low, high = (0.0, 1.0) if item.name in _SHARES else (-np.inf, np.inf)
             bad = values[~((values >= low) & (values <= high) & np.isfinite(values))]
             if len(bad):
