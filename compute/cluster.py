@@ -1,0 +1,124 @@
+"""The Ray cluster: connect to one or start one here, and spread work over actors that hold a model.
+
+Without ``RAY_ADDRESS`` a cluster is started on this machine, and ends with this process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol
+
+from compute.settings import ResourceSettings
+
+__all__ = ["Progress", "actor_options", "connect", "run_on_actors", "silent", "worker_count"]
+
+
+class Progress(Protocol):
+    """Called with the work done and the whole work, both in the same unit."""
+
+    def __call__(self, done: int, total: int, /) -> None:
+        """Take note of progress."""
+
+
+def silent(done: int, total: int, /) -> None:
+    """Progress that nobody watches."""
+
+
+@contextlib.contextmanager
+def connect() -> Iterator[None]:
+    """Use the running connection to Ray, or hold one for the duration of the block.
+
+    A cluster started here listens on the loopback address as far as Ray lets it; its dashboard is
+    off, and so is its telemetry.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    local: dict[str, Any] = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    ray.init(
+        address=address, logging_level="ERROR", log_to_driver=False, **({} if address else local)
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def worker_count(resources: ResourceSettings, tasks: int) -> int:
+    """How many workers to start: what was asked for, or what the cluster can hold at once.
+
+    Never more than there are tasks. Must be called while connected.
+    """
+    import ray
+
+    if resources.workers is not None:
+        return max(1, min(resources.workers, tasks))
+    have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    fit = have.get("CPU", 1) // resources.cpus
+    if resources.gpus:
+        fit = min(fit, have.get("GPU", 0) // resources.gpus)
+    return int(max(1, min(fit, tasks)))
+
+
+def actor_options(resources: ResourceSettings) -> dict[str, Any]:
+    """Options of an actor or task: what it reserves, and that a lost one is started anew."""
+    options: dict[str, Any] = {"num_cpus": resources.cpus, "num_gpus": resources.gpus}
+    if resources.memory_gb is not None:
+        options["memory"] = int(resources.memory_gb * 1e9)
+    return options
+
+
+def run_on_actors(
+    make: Callable[[], Any],
+    n_actors: int,
+    method: str,
+    tasks: Iterable[Any],
+    *,
+    depth: int = 2,
+) -> Iterator[tuple[Any, Any]]:
+    """Run one method of a pool of actors on every task; yield (task, result) as each one ends.
+
+    Tasks are handed out one by one, `depth` to an actor at a time, so that a slow actor does not
+    hold up the rest and no queue grows. An actor that dies is restarted by Ray and its tasks are
+    tried again, as the actor's own options say; an exception that the method raises ends the run.
+
+    Parameters
+    ----------
+    make : callable
+        Returns a new actor handle.
+    n_actors : int
+    method : str
+        Name of the actors' method; it takes one task.
+    tasks : iterable
+    depth : int
+        Tasks under way per actor: 2 keeps it busy while the driver looks at a result.
+    """
+    import ray
+
+    waiting = deque(tasks)
+    actors: Sequence[Any] = [make() for _ in range(min(n_actors, max(1, len(waiting))))]
+    running: dict[Any, tuple[Any, Any]] = {}
+
+    def hand_out(actor: Any) -> None:
+        if waiting:
+            task = waiting.popleft()
+            running[getattr(actor, method).remote(task)] = (actor, task)
+
+    for _ in range(depth):
+        for actor in actors:
+            hand_out(actor)
+    while running:
+        (ready,), _ = ray.wait(list(running), num_returns=1)
+        actor, task = running.pop(ready)
+        result = ray.get(ready)
+        hand_out(actor)
+        yield task, result
+    for actor in actors:
+        ray.kill(actor)

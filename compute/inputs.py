@@ -1,0 +1,102 @@
+"""Inputs of a run: documents of text, from a file, a folder or what Python itself brings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from compute.settings import InputSettings
+
+__all__ = ["Document", "documents_hash", "read_documents"]
+
+_SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One text and the name under which reports speak of it."""
+
+    name: str
+    text: str
+
+
+def read_documents(settings: InputSettings) -> list[Document]:
+    """Read all documents, in a fixed order, leaving out blank ones.
+
+    Raises
+    ------
+    ValueError
+        If the source is unknown, does not exist, or holds no text.
+    """
+    if settings.text.startswith("builtin:"):
+        found = list(_builtin(settings.text))
+    else:
+        found = [d for path in _files(settings.text) for d in _read(path, settings.column)]
+    found = [document for document in found if document.text.strip()]
+    if not found:
+        raise ValueError(
+            f"inputs.text {settings.text!r} holds no text: name a file or folder with some."
+        )
+    return found
+
+
+def documents_hash(documents: list[Document]) -> str:
+    """SHA-256 over names and texts, in order."""
+    state = hashlib.sha256()
+    for document in documents:
+        for part in (document.name, document.text):
+            data = part.encode()
+            state.update(len(data).to_bytes(8, "little") + data)
+    return state.hexdigest()
+
+
+def _builtin(name: str) -> Iterator[Document]:
+    if name != "builtin:python-topics":
+        raise ValueError(
+            f"inputs.text {name!r} is unknown: the only built-in text is 'builtin:python-topics'."
+        )
+    import pydoc_data.topics as module
+
+    for topic, text in sorted(module.topics.items()):
+        yield Document(topic, text)
+
+
+def _files(source: str) -> list[Path]:
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return sorted(p for p in path.rglob("*") if p.suffix in _SUFFIXES and p.is_file())
+    if not path.is_file():
+        raise ValueError(f"inputs.text {source!r} does not exist: name a file or a folder.")
+    if path.suffix not in _SUFFIXES:
+        raise ValueError(f"inputs.text {source!r} is of no known kind: use {', '.join(_SUFFIXES)}.")
+    return [path]
+
+
+def _read(path: Path, column: str) -> Iterator[Document]:
+    if path.suffix == ".jsonl":
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield Document(f"{path.name}:{number}", _field(line, column, path, number))
+    elif path.suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        if column not in pq.read_schema(path).names:
+            raise ValueError(f"inputs.column {column!r} is not a column of {path}: name one.")
+        texts = pq.read_table(path, columns=[column]).column(0).to_pylist()
+        for number, text in enumerate(texts, 1):
+            yield Document(f"{path.name}:{number}", str(text or ""))
+    else:
+        yield Document(path.name, path.read_text(encoding="utf-8"))
+
+
+def _field(line: str, column: str, path: Path, number: int) -> str:
+    record = json.loads(line)
+    if not isinstance(record, dict) or column not in record:
+        raise ValueError(
+            f"inputs.column {column!r} is missing in line {number} of {path}: name one it has."
+        )
+    return str(record[column])

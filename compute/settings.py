@@ -1,0 +1,162 @@
+"""What a run can be told: frozen, typed, validated, and hashable to a fingerprint.
+
+Imports neither torch nor Ray, so that forms, ``--help`` and validation cost nothing. What a
+dictionary can be told stands in ``compute/dictionaries/settings.py``.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from compute.dictionaries.settings import DictionarySettings
+from storage.locations import check_name
+
+__all__ = [
+    "EncodeSettings",
+    "ExtractSettings",
+    "InputSettings",
+    "LearnSettings",
+    "LevelSettings",
+    "ModelSettings",
+    "RecoverSettings",
+    "ResourceSettings",
+]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ModelSettings(_Settings):
+    """The generative model."""
+
+    source: str = Field(min_length=1)
+    """Hub id, folder, or `package:NAME` for a folder inside an installed Python package."""
+
+    gguf_file: str | None = None
+    """Name of the GGUF file in that folder, if the weights are one."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type of weights and activations in the model; auto is bfloat16 where the hardware has it."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the model runs."""
+
+
+class InputSettings(_Settings):
+    """What the model reads."""
+
+    text: str = Field(min_length=1)
+    """A .txt, .md, .jsonl or .parquet file, a folder of them, or `builtin:python-topics`."""
+
+    column: str = "text"
+    """Field that holds the text, in .jsonl and .parquet files."""
+
+
+class LevelSettings(_Settings):
+    """One level of the hierarchy: a place in the model."""
+
+    hookpoint: str = Field(min_length=1)
+    """Such as `layers.12.output`, `layers.12.mlp`, or any module path."""
+
+    name: str = Field(min_length=1)
+    """Path-safe name; it names folders and files."""
+
+    @model_validator(mode="after")
+    def _safe(self) -> Self:
+        check_name(self.name, field="levels.name")
+        return self
+
+
+class ExtractSettings(_Settings):
+    """From inputs to an activation set."""
+
+    context_length: int = Field(128, ge=2, le=131_072)
+    """Tokens in one forward context; documents are cut into consecutive windows."""
+
+    max_rows: int | None = Field(None, ge=1)
+    """At most so many rows (tokens), from documents in a seeded random order; all by default."""
+
+    held_out: float = Field(0.1, gt=0, lt=1)
+    """Share of the rows kept for scores. Whole documents are held out, never parts of one."""
+
+    dtype: Literal["float32", "float16", "bfloat16"] = "float16"
+    """Type in which activations are stored."""
+
+    batch_size: int = Field(8, ge=1)
+    """Contexts in one forward pass."""
+
+    block_rows: int = Field(4096, ge=1)
+    """Rows that one unit of extraction work yields; the most that a killed worker loses."""
+
+    shard_rows: int = Field(16_384, ge=1)
+    """Rows in one shard of the store."""
+
+    chunk_rows: int = Field(1024, ge=1)
+    """Rows in one checksummed chunk; a divisor of shard_rows."""
+
+    seed: int = Field(0, ge=0)
+    """Fixes the choice of documents, the split and the order of rows."""
+
+    @model_validator(mode="after")
+    def _shards_hold_whole_chunks(self) -> Self:
+        if self.shard_rows % self.chunk_rows:
+            raise ValueError(
+                f"extract.shard_rows {self.shard_rows} is not a multiple of extract.chunk_rows "
+                f"{self.chunk_rows}: choose a multiple."
+            )
+        return self
+
+
+class LearnSettings(DictionarySettings):
+    """From an activation set to one dictionary per level."""
+
+    outlier_norm: float = Field(
+        10.0,
+        gt=1,
+        description=(
+            "Rows whose norm exceeds this many medians at any level (attention sinks) are left"
+            " out of fits and scores, and counted in the report."
+        ),
+    )
+    checkpoint_steps: int = Field(
+        200, ge=1, description="Steps between checkpoints; a killed run resumes at the last one."
+    )
+
+
+class EncodeSettings(_Settings):
+    """From dictionaries to sparse codes and examples."""
+
+    examples: int = Field(12, ge=1, le=100)
+    """Strongest examples kept per concept."""
+
+    window: int = Field(12, ge=0, le=128)
+    """Tokens shown on either side of an example's peak."""
+
+
+class RecoverSettings(_Settings):
+    """From codes to the concept graph."""
+
+    min_token_count: int = Field(20, ge=2)
+    """A token is an observed variable if it occurs in at least so many rows."""
+
+    seed: int = Field(0, ge=0)
+    """Seed of the subsamples on which the stability of edges is measured."""
+
+
+class ResourceSettings(_Settings):
+    """What one step asks of Ray. Results do not depend on the number of workers."""
+
+    workers: int | None = Field(None, ge=1)
+    """Workers that hold a model or read shards; by default one per accelerator, else per CPU."""
+
+    cpus: float = Field(1, gt=0)
+    """CPUs, and threads, of one worker."""
+
+    gpus: float = Field(0, ge=0)
+    """Accelerators of one worker; 0 runs on CPUs."""
+
+    memory_gb: float | None = Field(None, gt=0)
+    """Memory that one worker reserves, in GB."""
