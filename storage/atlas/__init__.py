@@ -1,0 +1,35 @@
+"""The atlas: one self-contained page that shows a published concept hierarchy.
+
+from storage.atlas import AtlasData, render
+page = render(AtlasData(...))           # one HTML string, works offline and from file://
+"""
+
+from storage.atlas.data import (
+    AtlasData,
+    Concept,
+    Edge,
+    Example,
+    Histogram,
+    HistoryEntry,
+    ImageExample,
+    Level,
+    Neighbour,
+    Steering,
+    TokenExample,
+)
+from storage.atlas.page import render
+
+__all__ = [
+    "AtlasData",
+    "Concept",
+    "Edge",
+    "Example",
+    "Histogram",
+    "HistoryEntry",
+    "ImageExample",
+    "Level",
+    "Neighbour",
+    "Steering",
+    "TokenExample",
+    "render",
+]
