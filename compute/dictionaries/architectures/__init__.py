@@ -1,0 +1,24 @@
+"""The architectures of a dictionary, one file each."""
+
+from compute.dictionaries.architectures.base import Architecture, Gradients, Normalization
+from compute.dictionaries.architectures.topk import TopK
+from compute.dictionaries.settings import ArchitectureName
+
+_REGISTRY: dict[str, Architecture] = {architecture.name: architecture for architecture in (TopK(),)}
+
+
+def architecture_named(name: ArchitectureName) -> Architecture:
+    """Return the architecture registered under ``name``.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+    """
+    if name not in _REGISTRY:
+        known = ", ".join(sorted(_REGISTRY))
+        raise ValueError(f"architecture = {name!r} is not known: choose one of {known}")
+    return _REGISTRY[name]
+
+
+__all__ = ["Architecture", "Gradients", "Normalization", "architecture_named"]

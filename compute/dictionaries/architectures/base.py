@@ -1,0 +1,105 @@
+"""What an architecture is: parameters, one training step, and the weights it publishes."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from compute.dictionaries.settings import ArchitectureName, DictionarySettings
+
+Tensors = dict[str, Tensor]
+
+
+class Normalization(NamedTuple):
+    """The affine map under which training sees its rows: ``(x - mean) / scale``.
+
+    ``mean`` is (d,), ``scale`` a scalar tensor in units of the activations.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Gradients:
+    """What one batch says about the parameters.
+
+    Attributes
+    ----------
+    by_parameter
+        A gradient for each trainable parameter, of its shape.
+    fired
+        (n_concepts,) int64, the number of rows of the batch in which each concept was active.
+    loss
+        Mean squared reconstruction error per coordinate, a scalar tensor.
+    aux_loss
+        The auxiliary loss before its weight, a scalar tensor.
+    """
+
+    by_parameter: Tensors
+    fired: Tensor
+    loss: Tensor
+    aux_loss: Tensor
+
+
+class Architecture(ABC):
+    """How codes are chosen and trained. Stateless: everything learnt is in the tensors passed in.
+
+    ``parameters`` are trained by Adam; ``buffers`` are what a step updates by its own rule. All
+    parameters live in normalised space (see :class:`Normalization`). Every architecture has at
+    least ``decoder`` (n_concepts, d), whose rows the trainer keeps at unit norm, and
+    ``decoder_bias`` (d,).
+    """
+
+    name: ClassVar[ArchitectureName]
+
+    @abstractmethod
+    def parameters(
+        self, settings: DictionarySettings, batch: Tensor, generator: torch.Generator
+    ) -> Tensors:
+        """Initial parameters; ``batch`` (b, d) is the first batch, normalised."""
+
+    def buffers(self, settings: DictionarySettings, device: torch.device) -> Tensors:
+        """Initial buffers."""
+        return {}
+
+    @abstractmethod
+    def gradients(
+        self,
+        parameters: Tensors,
+        buffers: Tensors,
+        batch: Tensor,
+        dead: Tensor,
+        settings: DictionarySettings,
+    ) -> Gradients:
+        """Gradients of the loss on one normalised batch (b, d); may update ``buffers`` in place.
+
+        ``dead`` is (n_concepts,) bool.
+        """
+
+    @abstractmethod
+    def publish(
+        self, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor], norm: Normalization
+    ) -> tuple[str, Tensors]:
+        """The architecture's name among readers and its weights, normalisation folded in."""
+
+
+def unit_rows(x: Tensor) -> Tensor:
+    """``x`` (n, d) with rows of unit norm; a zero row stays zero."""
+    return torch.nn.functional.normalize(x, dim=1)
+
+
+def folded(parameters: Mapping[str, Tensor], norm: Normalization) -> Tensors:
+    """Weights that every architecture publishes, for raw activations ``x``.
+
+    With ``u = (x - mean) / scale`` and codes ``z = E (u - b) + c``, the codes of ``x`` in its own
+    units are ``scale · z``: the encoder and the unit decoder are untouched, biases are scaled.
+    """
+    return {
+        "W_enc": parameters["encoder"].T.contiguous(),
+        "W_dec": parameters["decoder"].clone(),
+        "b_dec": parameters["decoder_bias"] * norm.scale + norm.mean,
+    }

@@ -1,0 +1,27 @@
+"""TopK: the k largest pre-activations of each row are active (Gao et al. 2024, 2406.04093)."""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from compute.dictionaries.architectures.base import Normalization, Tensors
+from compute.dictionaries.architectures.linear import LinearEncoder
+from compute.dictionaries.kernels import Entries, entries_from_top
+from compute.dictionaries.settings import DictionarySettings
+
+
+class TopK(LinearEncoder):
+    """The k strongest pre-activations of each row are kept, where positive."""
+
+    name = "topk"
+
+    def select(self, pre: Tensor, buffers: Tensors, settings: DictionarySettings) -> Entries:
+        """The k largest of each row."""
+        top = pre.topk(settings.k, dim=1, sorted=False)
+        return entries_from_top(top.values.relu(), top.indices)
+
+    def publish(
+        self, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor], norm: Normalization
+    ) -> tuple[str, Tensors]:
+        """SAELens' topk."""
+        return "topk", self._published(parameters, norm)

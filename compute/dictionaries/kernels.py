@@ -1,0 +1,91 @@
+"""The sparse arithmetic of a training step.
+
+A batch of codes has ``k`` or so active concepts per row out of thousands, so everything after
+the encoder's dense product works on the active entries alone: about ``10 k d`` multiplications a
+row instead of ``10 n d``. Entries are kept in coordinate form, sorted by row.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+
+class Entries(NamedTuple):
+    """The active entries of a batch of codes, in ascending order of row.
+
+    ``rows`` and ``concepts`` are (m,) int64, ``values`` is (m,) float, ``starts`` (n_rows,)
+    int64 gives the position at which each row begins.
+    """
+
+    rows: Tensor
+    concepts: Tensor
+    values: Tensor
+    starts: Tensor
+
+
+def entries_from_top(values: Tensor, concepts: Tensor) -> Entries:
+    """Take codes of a fixed width, (b, k) each, as entries."""
+    b, k = concepts.shape
+    starts = torch.arange(0, b * k, k, device=concepts.device)
+    rows = torch.arange(b, device=concepts.device).repeat_interleave(k)
+    return Entries(rows, concepts.reshape(-1), values.reshape(-1), starts)
+
+
+def entries_from_mask(values: Tensor, mask: Tensor) -> Entries:
+    """Take the entries of ``values`` (b, n) at which ``mask`` (b, n) holds."""
+    rows, concepts = mask.nonzero(as_tuple=True)
+    counts = torch.bincount(rows, minlength=mask.shape[0])
+    return Entries(rows, concepts, values[rows, concepts], counts.cumsum(0) - counts)
+
+
+def decode_entries(entries: Entries, decoder: Tensor) -> Tensor:
+    """Sum ``values · decoder[concepts]`` over the entries of each row; returns (n_rows, d)."""
+    return embedding_bag(
+        entries.concepts,
+        decoder,
+        entries.starts,
+        mode="sum",
+        per_sample_weights=entries.values,
+    )
+
+
+def entry_products(entries: Entries, table: Tensor, weight: Tensor) -> Tensor:
+    """Inner product ``table[rows] · weight[concepts]`` of every entry; returns (m,).
+
+    This is the derivative of :func:`decode_entries` by the values, which torch computes without
+    gathering the (m, d) operands.
+    """
+    with torch.enable_grad():
+        values = torch.zeros_like(entries.values).requires_grad_()
+        out = decode_entries(entries._replace(values=values), weight.detach())
+    return torch.autograd.grad(out, values, table)[0]
+
+
+class ByConcept(NamedTuple):
+    """The order that sorts entries by concept, and where each concept begins in it."""
+
+    order: Tensor
+    starts: Tensor
+
+
+def sort_by_concept(concepts: Tensor, n_concepts: int) -> ByConcept:
+    """Sort entries by concept, keeping the order of rows within one."""
+    # Sorting time is proportional to the width of the key.
+    key = concepts.short() if n_concepts <= 32767 else concepts.int()
+    order = key.sort(stable=True).indices
+    counts = torch.bincount(concepts, minlength=n_concepts)
+    return ByConcept(order, counts.cumsum(0) - counts)
+
+
+def sum_by_concept(by: ByConcept, rows: Tensor, weights: Tensor, table: Tensor) -> Tensor:
+    """Sum ``weights · table[rows]`` over the entries of each concept; returns (n_concepts, d)."""
+    return embedding_bag(
+        rows[by.order], table, by.starts, mode="sum", per_sample_weights=weights[by.order]
+    )
+
+
+def sum_values(concepts: Tensor, weights: Tensor, n_concepts: int) -> Tensor:
+    """Sum ``weights`` over the entries of each concept; returns (n_concepts,)."""
+    return torch.zeros(n_concepts, device=weights.device).index_add_(0, concepts, weights)

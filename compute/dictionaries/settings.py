@@ -1,0 +1,95 @@
+"""What a training run of a dictionary can be told. Imports no torch, so flows may read it."""
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+ArchitectureName = Literal["topk", "batchtopk", "jumprelu", "matryoshka", "gated"]
+
+
+class DictionarySettings(BaseModel):
+    """Everything that decides how one sparse dictionary is trained, apart from its data.
+
+    Lengths that are measured in samples count rows of activations, not batches, so that a
+    changed batch size does not change their meaning.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    architecture: ArchitectureName = Field(
+        "topk", description="Which concepts of a row are active, and how that choice is trained."
+    )
+    n_concepts: int = Field(4096, ge=1, description="Number of concepts the dictionary learns.")
+    k: int = Field(
+        32,
+        ge=1,
+        description=(
+            "Active concepts per row: exactly for topk, on average for every other architecture."
+        ),
+    )
+    steps: int = Field(1000, ge=1, description="Optimiser steps of the whole run.")
+    batch_size: int = Field(2048, ge=1, description="Rows per optimiser step, over all workers.")
+    learning_rate: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Peak learning rate of Adam; left out, it is chosen from n_concepts.",
+    )
+    warm_up: float = Field(
+        0.05, ge=0, le=1, description="Share of the steps over which the learning rate rises."
+    )
+    decay: float = Field(
+        0.5, ge=0, le=1, description="Share of the steps, at the end, over which it falls to zero."
+    )
+    aux_k: int | None = Field(
+        None,
+        ge=0,
+        description=(
+            "Dead concepts per row that learn from the residual (0: none); left out, 2 k but at"
+            " most half the dimension."
+        ),
+    )
+    aux_weight: float = Field(
+        1 / 32, ge=0, description="Weight of the auxiliary loss against the reconstruction."
+    )
+    dead_after: int = Field(
+        200_000, ge=1, description="A concept that has not fired for this many rows is dead."
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description=(
+            "Precision of the encoder's matrix product; weights, kept codes and sums stay float32."
+        ),
+    )
+    seed: int = Field(0, ge=0, description="Seed of the initial directions.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.k > self.n_concepts:
+            raise ValueError(
+                f"k = {self.k} exceeds n_concepts = {self.n_concepts}: choose a k no larger than"
+                " the number of concepts"
+            )
+        if self.warm_up + self.decay > 1:
+            raise ValueError(
+                f"warm_up = {self.warm_up} and decay = {self.decay} together exceed 1: choose"
+                " shares of the steps that do not overlap"
+            )
+        return self
+
+    def auxiliary_width(self, d: int) -> int:
+        """Dead concepts per row that learn from the residual of rows of dimension ``d``."""
+        return min(2 * self.k, d // 2) if self.aux_k is None else self.aux_k
+
+    def peak_learning_rate(self) -> float:
+        """The given learning rate, or the one that suits ``n_concepts``.
+
+        The inverse square root of the width follows Gao et al. 2024 (2406.04093).
+        """
+        return self.learning_rate or 2e-3 * (4096 / self.n_concepts) ** 0.5
+
+    def learning_rate_at(self, step: int) -> float:
+        """Learning rate of step ``step`` (0-based): linear rise, plateau, linear fall."""
+        rise = (step + 1) / max(1.0, self.warm_up * self.steps)
+        fall = (self.steps - step) / max(1.0, self.decay * self.steps)
+        return self.peak_learning_rate() * max(0.0, min(1.0, rise, fall))
