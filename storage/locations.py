@@ -19,9 +19,11 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -183,6 +185,11 @@ class Location:
             for entry in batch:
                 yield self._relative(str(entry["path"]))
 
+    def last_modified(self, prefix: str = "") -> datetime | None:
+        """When an object below the folder `prefix` was last written; None if there is none."""
+        batches = obstore.list(self._store, self._folder(prefix))
+        return max((entry["last_modified"] for batch in batches for entry in batch), default=None)
+
     def children(self, prefix: str = "") -> list[str]:
         """Return the sorted names of the folders and objects directly below `prefix`."""
         found = obstore.list_with_delimiter(self._store, self._folder(prefix))
@@ -200,13 +207,13 @@ class Location:
 
     def delete_folder(self, prefix: str) -> None:
         """Remove every object below the folder `prefix`, and on a disk the folder itself."""
-        for path in list(self.walk(prefix)):
-            self.delete(path)
         root = self.local_path
-        if root is not None:
-            for folder, _, files in os.walk(root / prefix, topdown=False):
-                if not files:
-                    Path(folder).rmdir()
+        if root is None:
+            for path in list(self.walk(prefix)):
+                self.delete(path)
+        elif (root / prefix).exists():
+            # Also what walk() does not show: empty folders, and parts left by a killed writer.
+            shutil.rmtree(root / prefix)
 
     def free_bytes(self) -> int | None:
         """Free space on the disk that holds this location; None where a store has no such bound."""
