@@ -17,10 +17,9 @@ description of the format.
 from __future__ import annotations
 
 import os
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +42,14 @@ from storage.manifests import (
     hash_file,
 )
 from storage.records import digest
+from storage.retention import (
+    Garbage,
+    Retention,
+    StoredVersion,
+    collect_leftovers,
+    expired,
+    remove_versions,
+)
 from storage.signatures import BadSignature, Keyring
 from storage.versions import Artifact, open_version
 
@@ -53,9 +60,11 @@ __all__ = [
     "ArtifactReference",
     "BadSignature",
     "CorruptArtifact",
+    "Garbage",
     "LevelEntry",
     "Manifest",
     "Registry",
+    "Retention",
     "UnknownArtifact",
     "UnknownVersion",
     "VersionRecord",
@@ -98,12 +107,12 @@ class VersionRecord(BaseModel):
 
 
 class AliasMove(BaseModel):
-    """One move of an alias; `newest` is the newest version at that moment."""
+    """One move of an alias; a version of None ends it. `newest` is the newest version by then."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     alias: str
-    version: int
+    version: int | None
     previous: int | None
     newest: int
     moved_at: datetime
@@ -209,7 +218,7 @@ class Registry:
         if existing is not None:
             return existing
         self._parent(name, parent)
-        folder = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:12]}"
+        folder = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{os.urandom(6).hex()}"
         try:
             entries = self._upload(name, folder, files)
             return self._claim(name, folder, draft, entries, parent)
@@ -285,15 +294,7 @@ class Registry:
 
     def names(self) -> list[str]:
         """Names of all artifacts with a version, sorted."""
-        found = []
-        for name in self.location.children():
-            try:
-                check_name(name)
-            except ValueError:
-                continue
-            if self._ledger(name, "records").numbers():
-                found.append(name)
-        return found
+        return [name for name in self._folders() if self._ledger(name, "records").numbers()]
 
     def versions(self, name: str, *, status: Status | None = None) -> list[ArtifactReference]:
         """References of all versions that are still there, oldest first.
@@ -393,39 +394,63 @@ class Registry:
         ValueError
             If the version is rejected, or if the alias reads like a version number.
         """
-        _check_alias(alias)
-        ledger = self._ledger(name, f"aliases/{alias}")
+        records = self._known_records(name)
+        record = self._select(name, records, version)
+        if record.status == "rejected":
+            reasons = "; ".join(record.rejections) or "no reason given"
+            raise ValueError(
+                f"{name} version {record.version} was rejected ({reasons}): no alias may point at "
+                "it."
+            )
+        move = self._move_alias(name, alias, record.version, expected=expected, reason=reason)
+        # Garbage collection marks a version first and looks at the aliases afterwards; looking here
+        # in the opposite order, one of the two always sees the other.
+        if record.version not in self._alive(name, {record.version: record}):
+            self._move_alias(name, alias, move.previous, reason="the version was being removed")
+            raise UnknownVersion(f"{name} version {record.version} is being removed.")
+        return move
+
+    def withdraw(self, name: str, alias: str, *, reason: str = "") -> AliasMove:
+        """End an alias; its history stays. `latest` then follows the newest version again.
+
+        Raises
+        ------
+        UnknownVersion
+            If there is no such alias.
+        """
+        if alias not in self.aliases(name):
+            raise UnknownVersion(f"{name} has no alias {alias!r}.")
+        return self._move_alias(name, alias, None, reason=reason)
+
+    def _move_alias(
+        self,
+        name: str,
+        alias: str,
+        version: int | None,
+        *,
+        expected: int | None = None,
+        reason: str,
+    ) -> AliasMove:
+        ledger = self._ledger(name, f"aliases/{_check_alias(alias)}")
         while True:
+            last = max(ledger.numbers(), default=0)
             records = self._known_records(name)
-            record = self._select(name, records, version)
-            if record.status == "rejected":
-                reasons = "; ".join(record.rejections) or "no reason given"
-                raise ValueError(
-                    f"{name} version {record.version} was rejected ({reasons}): no alias may point "
-                    "at it."
-                )
-            moves = ledger.entries()
             previous = self._alias_target(name, records, alias)
             if expected is not None and previous != expected:
                 raise AliasMoved(f"{alias} of {name} points at {previous}, not at {expected}.")
             move = AliasMove(
                 alias=alias,
-                version=record.version,
+                version=version,
                 previous=previous,
                 newest=max(records),
                 moved_at=datetime.now(UTC),
                 reason=reason,
             )
             try:
-                ledger.append(max(moves, default=0) + 1, move.model_dump(mode="json"))
+                ledger.append(last + 1, move.model_dump(mode="json"))
             except AlreadyExists:
                 continue
-            break
-        # Garbage collection marks a version first and looks at the aliases afterwards; looking here
-        # in the opposite order, one of the two always sees the other.
-        if record.version not in self._alive(name, {record.version: record}):
-            raise UnknownVersion(f"{name} version {record.version} is being removed.")
-        return move
+            return move
 
     def history(self, name: str, alias: str) -> list[AliasMove]:
         """All moves of an alias, oldest first; for `latest` these include every publication.
@@ -463,6 +488,71 @@ class Registry:
                     )
                 )
         return history
+
+    # ---- housekeeping --------------------------------------------------------------------------
+
+    def collect_garbage(
+        self,
+        name: str | None = None,
+        *,
+        retention: Retention | None = None,
+        grace: timedelta = timedelta(hours=24),
+        dry_run: bool = False,
+    ) -> Garbage:
+        """Remove the versions that a policy does not keep, and what crashed publishers left.
+
+        Parameters
+        ----------
+        name : str, optional
+            One artifact; all of them by default.
+        retention : Retention, optional
+            The policy; without one no version is removed.
+        grace : timedelta
+            A folder that no record refers to is removed if nothing was written to it for this long.
+        dry_run : bool
+            Remove nothing, only tell.
+        """
+        now = datetime.now(UTC)
+        versions: dict[str, tuple[int, ...]] = {}
+        leftovers: list[str] = []
+        for each in [name] if name is not None else self._folders():
+            location, records = self._named(each), self._records(each)
+            alive = self._alive(each, records)
+            present = set(location.children("versions"))
+            stored = {
+                number: StoredVersion(number, record.folder, record.created_at)
+                for number, record in records.items()
+            }
+
+            def aliased(each: str = each) -> set[int]:
+                return set(self.aliases(each).values())
+
+            old = [
+                stored[number]
+                for number, record in records.items()
+                if number not in alive and record.folder in present
+            ]
+            if retention is not None and records:
+                old += expired([stored[number] for number in alive], aliased(), retention, now)
+            if dry_run:
+                versions[each] = tuple(item.version for item in old)
+            else:
+                marks = self._ledger(each, "removed")
+                versions[each] = tuple(remove_versions(location, marks, old, aliased, grace, now))
+            in_use = {record.folder for record in records.values()}
+            found = collect_leftovers(location, in_use, grace, now, dry_run=dry_run)
+            leftovers += [f"{each}/{path}" for path in found]
+        return Garbage({k: v for k, v in versions.items() if v}, tuple(leftovers))
+
+    def _folders(self) -> list[str]:
+        """Names of all folders that are, or were to become, artifacts."""
+        found = []
+        for name in self.location.children():
+            try:
+                found.append(check_name(name))
+            except ValueError:
+                continue
+        return found
 
     # ---- inside --------------------------------------------------------------------------------
 
@@ -553,8 +643,9 @@ class Registry:
                 if record.status == "published"
             )
             newest = max(published, default=None)
-            if move is None or (newest is not None and newest > move.newest):
+            if move is None or move.version is None:
                 return newest
+            return newest if newest is not None and newest > move.newest else move.version
         return None if move is None else move.version
 
     def _reference(self, record: VersionRecord) -> ArtifactReference:
