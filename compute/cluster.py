@@ -6,14 +6,23 @@ Without ``RAY_ADDRESS`` a cluster is started on this machine, and ends with this
 from __future__ import annotations
 
 import contextlib
+import itertools
+import logging
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 from compute.settings import ResourceSettings
 
-__all__ = ["Progress", "actor_options", "connect", "run_on_actors", "silent", "worker_count"]
+__all__ = [
+    "Progress",
+    "actor_options",
+    "connect",
+    "run_on_actors",
+    "silent",
+    "watch",
+    "worker_count",
+]
 
 
 class Progress(Protocol):
@@ -43,7 +52,10 @@ def connect() -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS")
     local: dict[str, Any] = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     ray.init(
-        address=address, logging_level="ERROR", log_to_driver=False, **({} if address else local)
+        address=address,
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+        **({} if address else local),
     )
     try:
         yield
@@ -102,13 +114,12 @@ def run_on_actors(
     """
     import ray
 
-    waiting = deque(tasks)
-    actors: Sequence[Any] = [make() for _ in range(min(n_actors, max(1, len(waiting))))]
+    waiting = iter(tasks)
+    actors = [make() for _ in range(n_actors)]
     running: dict[Any, tuple[Any, Any]] = {}
 
     def hand_out(actor: Any) -> None:
-        if waiting:
-            task = waiting.popleft()
+        for task in itertools.islice(waiting, 1):
             running[getattr(actor, method).remote(task)] = (actor, task)
 
     for _ in range(depth):
@@ -122,3 +133,43 @@ def run_on_actors(
         yield task, result
     for actor in actors:
         ray.kill(actor)
+
+
+def watch(start: Callable[[Any], Any], progress: Progress) -> Any:
+    """Start one task that reports its progress, pass the reports on, and return its result.
+
+    Parameters
+    ----------
+    start : callable
+        Given the method to report with (``report.remote(done, total)``), returns the task's
+        reference.
+    progress : callable
+        Told what the task reported last, about twice a second.
+    """
+    import ray
+
+    board: Any = ray.remote(num_cpus=0)(_Board).remote()  # type: ignore[attr-defined]
+    task = start(board.note)
+    seen = None
+    while True:
+        ready, _ = ray.wait([task], timeout=0.5)
+        last = ray.get(board.last.remote())
+        if last is not None and last != seen:
+            progress(*last)
+            seen = last
+        if ready:
+            ray.kill(board)
+            return ray.get(task)
+
+
+class _Board:
+    """The place where a task notes how far it is."""
+
+    def __init__(self) -> None:
+        self._last: tuple[int, int] | None = None
+
+    def note(self, done: int, total: int) -> None:
+        self._last = (done, total)
+
+    def last(self) -> tuple[int, int] | None:
+        return self._last

@@ -94,7 +94,11 @@ class Corpus:
 
         lengths = np.array([len(tokens) for tokens in self.tokens], dtype=np.int64)
         windows = np.array([(w.document, w.start, w.length) for w in self.windows], dtype=np.int64)
-        arrays = {"tokens": np.concatenate(self.tokens), "lengths": lengths, "windows": windows}
+        arrays: dict[str, npt.NDArray[Any]] = {
+            "tokens": np.concatenate(self.tokens),
+            "lengths": lengths,
+            "windows": windows,
+        }
         location.put("corpus.safetensors", save(arrays))
         record = {
             "names": self.names,
@@ -147,15 +151,19 @@ def arrange(
         )
     available = sum(len(tokens[i]) for i in order)
     wanted = min(available, settings.max_rows or available)
+    quota = settings.held_out * wanted
     held_out: list[Window] = []
     train: list[Window] = []
-    quota = settings.held_out * wanted
+    n_held_out = n_train = 0
     for number, i in enumerate(order):
-        if sum(w.length for w in held_out) < quota and number < len(order) - 1:
-            chosen, room = held_out, wanted
+        if n_held_out < quota and number < len(order) - 1:
+            length = min(len(tokens[i]), wanted - 1)
+            held_out += _windows(int(i), length, settings.context_length)
+            n_held_out += length
         else:
-            chosen, room = train, wanted - sum(w.length for w in held_out + train)
-        chosen += _windows(int(i), min(len(tokens[i]), room), settings.context_length)
+            length = min(len(tokens[i]), wanted - n_held_out - n_train)
+            train += _windows(int(i), length, settings.context_length)
+            n_train += length
     windows = (*train, *held_out)
     return Corpus(
         names=tuple(names),

@@ -23,7 +23,9 @@ __all__ = ["write_activations"]
 class _Extractor:
     """Holds a model for its lifetime and stages the blocks it is given."""
 
-    def __init__(self, load: Callable[[], Any], url: str, plan: ActivationPlan, cpus: float):
+    def __init__(
+        self, load: Callable[[], Any], url: str, plan: ActivationPlan, cpus: float
+    ) -> None:
         import torch
 
         # The same number of threads everywhere gives the same bytes everywhere.
@@ -55,7 +57,7 @@ class _Extractor:
 class _ShardWriter:
     """Writes the shards it is given."""
 
-    def __init__(self, url: str, plan: ActivationPlan):
+    def __init__(self, url: str, plan: ActivationPlan) -> None:
         self.writer = ActivationWriter(Location(url), plan)
 
     def write(self, shard: int) -> int:
@@ -109,7 +111,7 @@ def write_activations(
                 lambda: extractor.remote(load, location.url, plan, resources.cpus),
                 worker_count(resources, len(blocks)),
                 "stage",
-                [(block, items(block)) for block in blocks],
+                ((block, items(block)) for block in blocks),
             )
             for _, rows in staged if blocks else ():
                 done += rows

@@ -41,10 +41,10 @@ def kept_rows(
 class ActivationLoader:
     """An endless stream of batches; equal settings give equal batches.
 
-    The store is shuffled globally at write time, so the loader reads whole shards in sequence, which
-    is an order of magnitude faster than gathering rows. Each epoch permutes the shards, and the
-    chunks inside a shard, anew. Batches run on across shard and epoch borders, so that every batch
-    is full. With several workers each reads its own shards.
+    The store is shuffled globally at write time, so the loader reads whole shards in sequence,
+    which is an order of magnitude faster than gathering rows. Each epoch permutes the shards, and
+    the chunks inside a shard, anew. Batches run on across shard and epoch borders, so that every
+    batch is full. With several workers each reads its own shards.
 
     Parameters
     ----------

@@ -1,0 +1,218 @@
+"""Learning: one dictionary per level, trained in one pass over the activation store."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from compute.cluster import Progress, actor_options, connect, silent, watch
+from compute.dictionaries.settings import DictionarySettings
+from compute.settings import LearnSettings, ResourceSettings
+from storage.activations import ActivationSet
+from storage.exports.saelens import CONFIG_FILE, SPARSITY_FILE, WEIGHTS_FILE, to_saelens
+from storage.loader import ActivationLoader, kept_rows
+from storage.locations import Location, NotFound
+
+__all__ = ["DICTIONARY_FILES", "load_dictionaries", "norm_bounds", "train"]
+
+DICTIONARY_FILES = (CONFIG_FILE, WEIGHTS_FILE, SPARSITY_FILE)
+_BOUNDS = "norm_bounds.json"
+_CHECKPOINT = "checkpoints/latest.json"
+# Rows are shuffled globally, so the first ones are a fair sample of all.
+_MEDIAN_ROWS = 1_000_000
+
+
+def norm_bounds(activations: ActivationSet, outlier_norm: float) -> dict[str, float]:
+    """The largest norm a row may have at each level: `outlier_norm` medians of the training rows.
+
+    A few rows have norms a hundred times the rest (attention sinks); they would dominate every
+    sum of squares and flatter every score.
+    """
+    stop = min(activations.plan.n_train, _MEDIAN_ROWS)
+    return {
+        level: outlier_norm * float(np.median(activations.norms(level, 0, stop)))
+        for level in activations.levels
+    }
+
+
+def train(
+    activations: ActivationSet,
+    location: Location,
+    settings: LearnSettings,
+    *,
+    metadata: Mapping[str, Mapping[str, Any]],
+    resources: ResourceSettings,
+    progress: Progress = silent,
+) -> dict[str, dict[str, float]]:
+    """Train a dictionary for every level, or go on from the last checkpoint.
+
+    Writes ``dictionaries/<level>/`` in SAELens' layout and the norm bounds below `location`.
+
+    Parameters
+    ----------
+    activations : ActivationSet
+    location : Location
+    settings : LearnSettings
+        The same for every level.
+    metadata : mapping of str to mapping
+        Per level, what its ``cfg.json`` shall say.
+    resources : ResourceSettings
+        What the training task reserves; its CPUs are its threads.
+    progress : callable
+        Told the steps done and all steps.
+
+    Returns
+    -------
+    dict of str to dict
+        Per level, scores on the held-out rows: explained_variance, l0, dead_share (concepts that
+        no kept row of either split activates), n_rows, n_outliers (rows left out, of both splits).
+    """
+    import ray
+
+    with connect():
+        task = ray.remote(max_retries=3, **actor_options(resources))(_train)
+        scores: dict[str, dict[str, float]] = watch(
+            lambda report: task.remote(
+                activations, location.url, settings, metadata, resources, report
+            ),
+            progress,
+        )
+    return scores
+
+
+def load_dictionaries(location: Location) -> dict[str, Any]:
+    """The dictionaries that :func:`train` wrote: level → :class:`Dictionary`."""
+    from compute.dictionaries import Dictionary
+    from storage.exports.saelens import from_saelens
+
+    found = {}
+    for level in location.children("dictionaries"):
+        folder = location / "dictionaries" / level
+        files = {n: folder.get(n) for n in DICTIONARY_FILES if folder.exists(n)}
+        published = from_saelens(files)
+        k = published.k or int(published.metadata["k"])
+        found[level] = Dictionary.from_weights(published.architecture, published.weights, k=k)
+    return found
+
+
+def read_norm_bounds(location: Location) -> dict[str, float]:
+    """The norm bounds that :func:`train` used: level → largest norm."""
+    bounds: dict[str, float] = json.loads(location.get(_BOUNDS))
+    return bounds
+
+
+def _train(
+    activations: ActivationSet,
+    url: str,
+    settings: LearnSettings,
+    metadata: Mapping[str, Mapping[str, Any]],
+    resources: ResourceSettings,
+    report: Any,
+) -> dict[str, dict[str, float]]:
+    import torch
+
+    from compute.dictionaries import train_levels
+    from compute.models.devices import choose_device
+
+    torch.set_num_threads(max(1, int(resources.cpus)))
+    location = Location(url)
+    bounds = norm_bounds(activations, settings.outlier_norm)
+    location.put(_BOUNDS, json.dumps(bounds).encode())
+    own = {name: getattr(settings, name) for name in DictionarySettings.model_fields}
+    chosen = {level: DictionarySettings(**own) for level in activations.levels}
+    device = choose_device("auto" if resources.gpus else "cpu")
+    trainers, done = _restore(location, chosen, str(device))
+    loader = ActivationLoader(
+        activations,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        max_norm=bounds,
+        start=done,
+    )
+
+    def after_step(_: Any, running: Mapping[str, Any]) -> None:
+        step = max(trainer.steps_done for trainer in running.values())
+        if step % 20 == 0 or step == settings.steps:
+            report.remote(step, settings.steps)
+        if step % settings.checkpoint_steps == 0 and step < settings.steps:
+            _checkpoint(location, step, running)
+
+    if done < settings.steps:
+        stream = (
+            {level: torch.from_numpy(rows).float() for level, rows in batch.items()}
+            for batch in loader
+        )
+        trainers = train_levels(
+            stream, chosen, trainers=trainers, after_step=after_step, device=str(device)
+        )
+    scores = {}
+    for level, trainer in trainers.items():
+        dictionary = trainer.dictionary
+        held_out = _evaluate(activations, dictionary, level, bounds, "held_out")
+        train = _evaluate(activations, dictionary, level, bounds, "train")
+        silent_everywhere = (held_out.frequencies == 0) & (train.frequencies == 0)
+        scores[level] = held_out.summary() | {
+            "dead_share": float(silent_everywhere.mean()),
+            "train_explained_variance": train.explained_variance,
+            "n_outliers": float(len(activations) - held_out.n_rows - train.n_rows),
+        }
+        rows = held_out.n_rows + train.n_rows
+        firing = (held_out.frequencies * held_out.n_rows + train.frequencies * train.n_rows) / rows
+        files = to_saelens(
+            dictionary.weights(),
+            architecture=dictionary.architecture,
+            k=dictionary.k if dictionary.architecture == "topk" else None,
+            metadata={**metadata[level], "k": dictionary.k},
+            frequency=firing,
+        )
+        for name, data in files.items():
+            location.put(f"dictionaries/{level}/{name}", data)
+    location.delete_folder("checkpoints")
+    return scores
+
+
+def _evaluate(
+    activations: ActivationSet, dictionary: Any, level: str, bounds: dict[str, float], split: Any
+) -> Any:
+    from compute.dictionaries.metrics import evaluate
+
+    def batches() -> Iterator[Any]:
+        chunk = activations.plan.chunk_rows
+        rows = activations.plan.split(split)
+        for start in range(rows.start, rows.stop, chunk):
+            stop = min(start + chunk, rows.stop)
+            kept = kept_rows(activations, bounds, start, stop)
+            if kept.any():
+                yield activations.read(level, start, stop)[kept].astype(np.float32)
+
+    return evaluate(dictionary, batches())
+
+
+def _checkpoint(location: Location, step: int, trainers: Mapping[str, Any]) -> None:
+    for level, trainer in trainers.items():
+        location.put(f"checkpoints/{step}/{level}.safetensors", trainer.checkpoint())
+    location.put(_CHECKPOINT, json.dumps({"step": step}).encode())
+    for name in location.children("checkpoints"):
+        if name.isdigit() and int(name) < step:
+            location.delete_folder(f"checkpoints/{name}")
+
+
+def _restore(
+    location: Location, settings: Mapping[str, DictionarySettings], device: str
+) -> tuple[dict[str, Any], int]:
+    from compute.dictionaries import DictionaryTrainer
+
+    try:
+        step = int(json.loads(location.get(_CHECKPOINT))["step"])
+    except NotFound:
+        return {}, 0
+    trainers = {
+        level: DictionaryTrainer.from_checkpoint(
+            location.get(f"checkpoints/{step}/{level}.safetensors"), device
+        )
+        for level in settings
+    }
+    return trainers, step

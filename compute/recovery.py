@@ -1,0 +1,173 @@
+"""Recovery of the concept graph from codes: observed variables → level 1 → … → level L."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import csr_matrix, vstack
+
+from compute.cluster import Progress, connect, silent
+from compute.settings import RecoverSettings, ResourceSettings
+from storage.activations import ActivationSet
+from storage.codes import CodeSet
+from storage.graphs import ConceptGraph, concept_ids
+
+__all__ = ["ObservedVariables", "observed_tokens", "recover_graph"]
+
+
+@dataclass(frozen=True)
+class ObservedVariables:
+    """The observed variables below level 1, as one-hot columns.
+
+    Attributes
+    ----------
+    values : array (n_variables,) int64
+        What the index column ``observed`` holds where the variable is 1 (token ids).
+    labels : tuple of str
+    """
+
+    values: npt.NDArray[np.int64]
+    labels: tuple[str, ...]
+
+    def matrix(self, observed: npt.NDArray[np.int64]) -> Any:
+        """One-hot CSR matrix (n, n_variables) of an observed column (n,)."""
+        place = np.clip(np.searchsorted(self.values, observed), 0, len(self.values) - 1)
+        known = self.values[place] == observed
+        shape = (len(observed), len(self.values))
+        rows = np.flatnonzero(known)
+        return csr_matrix((np.ones(len(rows), np.float32), (rows, place[known])), shape=shape)
+
+
+def observed_tokens(
+    activations: ActivationSet,
+    codes: CodeSet,
+    vocabulary: Mapping[int, str],
+    settings: RecoverSettings,
+) -> ObservedVariables:
+    """Tokens that occur in enough kept training rows to be variables of the graph."""
+    counts: dict[int, int] = {}
+    for start, stop in codes.plan.shard_bounds(codes.plan.split("train")):
+        observed = activations.index("observed", start, stop)[codes.kept(start, stop)]
+        for value, count in zip(*np.unique(observed, return_counts=True), strict=True):
+            counts[int(value)] = counts.get(int(value), 0) + int(count)
+    chosen = sorted(token for token, count in counts.items() if count >= settings.min_token_count)
+    labels = tuple(vocabulary.get(token, str(token)) for token in chosen)
+    return ObservedVariables(np.array(chosen, dtype=np.int64), labels)
+
+
+def recover_graph(
+    activations: ActivationSet,
+    codes: CodeSet,
+    observed: ObservedVariables,
+    frequencies: Sequence[npt.NDArray[np.float64]],
+    settings: RecoverSettings,
+    *,
+    resources: ResourceSettings,
+    progress: Progress = silent,
+) -> ConceptGraph:
+    """Recover the edges between adjacent levels and from observed variables to level 1.
+
+    Each pair of levels is one Ray task. Only kept training rows are used.
+
+    Parameters
+    ----------
+    frequencies : sequence of array (n_concepts,)
+        Per level, the share of rows in which each concept is active; concepts that never are get
+        no node.
+    progress : callable
+        Told the pairs of levels that are done, and all of them.
+
+    Returns
+    -------
+    ConceptGraph
+        Observed variables without an edge are left out; all active concepts are in.
+    """
+    import ray
+
+    pairs = list(enumerate(zip((None, *codes.levels[:-1]), codes.levels, strict=True)))
+    with connect():
+        task = ray.remote(max_retries=3, num_cpus=resources.cpus)(_recover_pair)
+        running = {
+            task.remote(activations, codes, observed, part, whole, settings): number
+            for number, (part, whole) in pairs
+        }
+        found: dict[int, dict[str, Any]] = {}
+        progress(0, len(pairs))
+        while running:
+            (ready,), _ = ray.wait(list(running), num_returns=1)
+            found[running.pop(ready)] = ray.get(ready)
+            progress(len(found), len(pairs))
+    edges: dict[str, list[Any]] = {name: [] for name in _EDGE_COLUMNS}
+    nodes: dict[str, list[Any]] = {name: [] for name in _NODE_COLUMNS}
+    used = np.unique(found[0]["part"])
+    _add_nodes(nodes, 0, used, label=[observed.labels[i] for i in used])
+    for number, _ in pairs:
+        pair, level = found[number], number + 1
+        alive = np.flatnonzero(frequencies[number] > 0)
+        _add_nodes(
+            nodes,
+            level,
+            alive,
+            frequency=frequencies[number][alive],
+            kind=pair["kind"][alive],
+            form=pair["form"][alive],
+            unexplained=pair["unexplained"][alive],
+        )
+        edges["source"] += concept_ids(level - 1, pair["part"])
+        edges["target"] += concept_ids(level, pair["whole"])
+        for name in _EDGE_COLUMNS[2:]:
+            edges[name] += pair[name].tolist()
+    return ConceptGraph.from_columns(nodes, edges)
+
+
+_EDGE_COLUMNS = ("source", "target", "strength", "confidence", "sign", "stability")
+_NODE_COLUMNS = ("level", "index", "label", "frequency", "kind", "form", "unexplained")
+
+
+def _add_nodes(
+    nodes: dict[str, list[Any]], level: int, index: npt.NDArray[Any], **columns: Any
+) -> None:
+    for name in _NODE_COLUMNS:
+        if name == "level":
+            nodes[name] += [level] * len(index)
+        elif name == "index":
+            nodes[name] += index.tolist()
+        else:
+            given = columns.get(name, [None] * len(index))
+            nodes[name] += given.tolist() if isinstance(given, np.ndarray) else list(given)
+
+
+def _recover_pair(
+    activations: ActivationSet,
+    codes: CodeSet,
+    observed: ObservedVariables,
+    part: str | None,
+    whole: str,
+    settings: RecoverSettings,
+) -> dict[str, Any]:
+    from compute.graphs import recover_edges
+
+    parts, wholes = [], []
+    for start, stop, matrix in codes.blocks(whole, "train"):
+        kept = codes.kept(start, stop)
+        wholes.append(matrix[kept])
+        if part is None:
+            parts.append(observed.matrix(activations.index("observed", start, stop)[kept]))
+        else:
+            parts.append(codes.matrix(part, start, stop)[kept])
+    result = recover_edges(vstack(parts).tocsr(), vstack(wholes).tocsr(), seed=settings.seed)
+    return {
+        "part": result.part,
+        "whole": result.whole,
+        "strength": result.edge_strength,
+        "confidence": result.edge_confidence,
+        "sign": result.edge_sign,
+        "stability": result.edge_stability,
+        "kind": result.kind,
+        "form": result.form,
+        "unexplained": result.unexplained,
+    }
