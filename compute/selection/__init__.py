@@ -1,0 +1,8 @@
+"""Hierarchical selection models: the simplest wholes that explain the parts.
+
+Discrete variables are compressed (:func:`nonnegative_rank`, :class:`DiscreteHierarchy`).
+"""
+
+from compute.selection.rank import RankStep, nonnegative_rank, rank_evidence
+
+__all__ = ["RankStep", "nonnegative_rank", "rank_evidence"]
