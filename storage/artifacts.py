@@ -537,7 +537,8 @@ class Registry:
             if dry_run:
                 versions[each] = tuple(item.version for item in old)
             else:
-                marks = self._ledger(each, "removed")
+                # Marks can be taken back, so that a cached one may be another than the one stored.
+                marks = Ledger(location, "removed", self._keyring)
                 versions[each] = tuple(remove_versions(location, marks, old, aliased, grace, now))
             in_use = {record.folder for record in records.values()}
             found = collect_leftovers(location, in_use, grace, now, dry_run=dry_run)

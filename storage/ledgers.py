@@ -5,7 +5,7 @@ only by a writer that has seen entry n, and only once (:meth:`storage.locations.
 this is a compare-and-swap that needs no lock, keeps the history, and works alike on a disk and on
 an object store. A file is the canonical JSON of::
 
-    {"digest": SHA-256 of the canonical JSON of the entry, "entry": {...}, "signature": ...}
+    {"digest": SHA-256 of the canonical JSON of the other two, "entry": {...}, "signature": ...}
 
 so that a single changed bit is found.
 """
@@ -94,13 +94,9 @@ class Ledger:
 
     def append(self, number: int, entry: Mapping[str, Any]) -> None:
         """Create entry `number`; raise :class:`AlreadyExists` if another writer was first."""
-        message = canonical_json(dict(entry))
-        record = {
-            "digest": digest(message),
-            "entry": dict(entry),
-            "signature": self._keyring.sign(message),
-        }
-        data = canonical_json(record)
+        signature = self._keyring.sign(canonical_json(dict(entry)))
+        body = {"entry": dict(entry), "signature": signature}
+        data = canonical_json(body | {"digest": digest(canonical_json(body))})
         try:
             self._location.create(self.path(number), data)
         except AlreadyExists:
@@ -111,15 +107,16 @@ class Ledger:
     def _read(self, number: int) -> dict[str, Any]:
         path = self.path(number)
         data = self._location.get(path)
+        where = f"{self._location.url}/{path}"
         try:
-            record = json.loads(data)
-            entry = record["entry"]
-            message = canonical_json(entry)
-            sound = canonical_json(record) == data and record["digest"] == digest(message)
-        except (ValueError, KeyError, TypeError, RecursionError):
+            body = json.loads(data)
+            stated = body.pop("digest")
+            sound = canonical_json(body | {"digest": stated}) == data
+            sound &= set(body) == {"entry", "signature"} and stated == digest(canonical_json(body))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             sound = False
-        if not sound or not isinstance(entry, dict):
-            where = f"{self._location.url}/{path}"
+        if not sound or not isinstance(body["entry"], dict):
             raise CorruptArtifact(f"{where} is damaged: its digest does not match.", (path,))
-        self._keyring.check(message, record.get("signature"), what=f"{self._location.url}/{path}")
+        entry: dict[str, Any] = body["entry"]
+        self._keyring.check(canonical_json(entry), body["signature"], what=where)
         return entry
