@@ -1,0 +1,249 @@
+"""Hookpoints: names for places in a model, and a recorder that reads them in one forward pass."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from compute.models.base import Level, check_levels, slug
+
+Take = Literal["output", "input", "update"]
+
+_LAYER_LISTS = ("layers", "h", "blocks", "block")
+_ATTENTION = ("self_attn", "attn", "attention", "self_attention", "linear_attn", "mixer")
+# OPT has no module around its feed-forward part; what its second linear map returns is the same.
+_FEED_FORWARD = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "fc2")
+
+# Blocks that carry a text and an image stream, and return the pair in this order.
+_TEXT_FIRST = {"JointTransformerBlock", "FluxTransformerBlock", "FluxSingleTransformerBlock"}
+
+
+@dataclass(frozen=True, slots=True)
+class Hookpoint:
+    """A tensor of a running model: what a module takes in, gives out, or adds to its input.
+
+    Attributes
+    ----------
+    name : the name a user asked for.
+    path : dotted path of the module, as in ``model.named_modules()``.
+    take : ``output``, ``input``, or ``update`` (output minus input, the residual update).
+    """
+
+    name: str
+    path: str
+    take: Take = "output"
+
+
+def language_hookpoints(model: nn.Module, n_layers: int) -> dict[str, Hookpoint]:
+    """Return every named hookpoint of a causal language model, family names first.
+
+    ``layers.N.input|output|attn|mlp`` mean the same in every family; every dotted module path is
+    a hookpoint too (its output).
+    """
+    points: dict[str, Hookpoint] = {}
+    layers = _layer_list(model, n_layers)
+    for index in range(n_layers if layers else 0):
+        path = f"{layers}.{index}"
+        name = f"layers.{index}"
+        children = dict(model.get_submodule(path).named_children())
+        points[f"{name}.input"] = Hookpoint(f"{name}.input", path, "input")
+        for part, candidates in (("attn", _ATTENTION), ("mlp", _FEED_FORWARD)):
+            found = next((child for child in candidates if child in children), None)
+            if found:
+                points[f"{name}.{part}"] = Hookpoint(f"{name}.{part}", f"{path}.{found}")
+        points[f"{name}.output"] = Hookpoint(f"{name}.output", path)
+    return points | module_hookpoints(model)
+
+
+def module_hookpoints(model: nn.Module) -> dict[str, Hookpoint]:
+    """Return the output of every module of ``model``, by dotted path."""
+    return {
+        path: Hookpoint(path, path)
+        for path, module in model.named_modules()
+        if path and not isinstance(module, nn.ModuleList | nn.ModuleDict)
+    }
+
+
+def find_hookpoint(points: Mapping[str, Hookpoint], name: str) -> Hookpoint:
+    """Return the hookpoint called ``name``; ``PATH.input|output|update`` works for any module.
+
+    Raises
+    ------
+    ValueError : the model has no such place; the nearest names are given.
+    """
+    if name in points:
+        return points[name]
+    path, _, take = name.rpartition(".")
+    if path in points and points[path].take == "output":
+        if take == "output":
+            return replace(points[path], name=name)
+        if take == "input":
+            return replace(points[path], name=name, take="input")
+        if take == "update":
+            return replace(points[path], name=name, take="update")
+    near = difflib.get_close_matches(name, points, n=4, cutoff=0.5) or list(points)[:4]
+    layers = [int(m[1]) for p in points if (m := re.match(r"layers\.(\d+)\.output$", p))]
+    range_note = f" (layers 0 to {max(layers)})" if layers else ""
+    raise ValueError(
+        f"hookpoint {name!r} is not in this model{range_note}; the nearest are {', '.join(near)}"
+    )
+
+
+def expand_levels(
+    points: Mapping[str, Hookpoint], levels: Sequence[Level | str]
+) -> tuple[Level, ...]:
+    """Return ``levels`` with names made and fnmatch patterns spelt out, in the given order.
+
+    A string is a hookpoint or a pattern (``layers.*.output``); a pattern stands for its matches in
+    the model's own order. The level of hookpoint ``layers.7.output`` is called ``layer-07``.
+
+    Raises
+    ------
+    ValueError : nothing matches, or two levels come out with one name.
+    """
+    expanded: list[Level] = []
+    for wanted in levels:
+        level = Level(slug(wanted), wanted) if isinstance(wanted, str) else wanted
+        if not any(character in level.hookpoint for character in "*?["):
+            find_hookpoint(points, level.hookpoint)
+            expanded.append(level)
+            continue
+        matches = [name for name in points if fnmatchcase(name, level.hookpoint)]
+        if not matches:
+            find_hookpoint(points, level.hookpoint)
+        for name in matches:
+            alone = len(matches) == 1 and not isinstance(wanted, str)
+            expanded.append(
+                replace(level, name=level.name if alone else slug(name), hookpoint=name)
+            )
+    return check_levels(expanded)
+
+
+class StopForward(Exception):
+    """Ends a forward pass once nothing further is wanted of it."""
+
+
+class Recorder:
+    """Reads hookpoints while a model runs, and can end the run after the last of them.
+
+    Use as a context manager; ``take()`` hands over what was recorded since the last call.
+
+    Parameters
+    ----------
+    model : the module whose ``named_modules()`` the hookpoints refer to.
+    hookpoints : the places to read.
+    stop : raise `StopForward` inside the model once every hookpoint has been read.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        hookpoints: Iterable[Hookpoint],
+        *,
+        stop: bool = True,
+    ) -> None:
+        self._hookpoints = {point.name: point for point in hookpoints}
+        self._model = model
+        self._stop = stop
+        self._seen: dict[str, torch.Tensor] = {}
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+
+    def __enter__(self) -> Recorder:
+        for point in self._hookpoints.values():
+            module = self._model.get_submodule(point.path)
+            self._handles.append(
+                module.register_forward_pre_hook(self._on_input(point), with_kwargs=True)
+                if point.take == "input"
+                else module.register_forward_hook(self._on_output(point), with_kwargs=True)
+            )
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._seen.clear()
+
+    def take(self) -> dict[str, torch.Tensor]:
+        """Return hookpoint name → tensor recorded since the last call, and forget it.
+
+        Raises
+        ------
+        RuntimeError : the model ran without passing one of the hookpoints.
+        """
+        missing = [name for name in self._hookpoints if name not in self._seen]
+        if missing:
+            raise RuntimeError(f"the forward pass never reached hookpoint {missing[0]!r}")
+        seen, self._seen = self._seen, {}
+        return seen
+
+    def _on_input(self, point: Hookpoint) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._keep(point, stream_in(args, kwargs))
+
+        return hook
+
+    def _on_output(self, point: Hookpoint) -> Any:
+        def hook(
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+        ) -> None:
+            value = stream_out(output, text_first=type(module).__name__ in _TEXT_FIRST)
+            if point.take == "update":
+                before = stream_in(args, kwargs)
+                if before.shape != value.shape:
+                    raise ValueError(
+                        f"hookpoint {point.name!r} has no residual update: it turns "
+                        f"{tuple(before.shape)} into {tuple(value.shape)}; use '.output'"
+                    )
+                value = value - before
+            self._keep(point, value)
+
+        return hook
+
+    def _keep(self, point: Hookpoint, value: torch.Tensor) -> None:
+        # A module that runs twice in one pass (tied layers) is read the first time.
+        self._seen.setdefault(point.name, value)
+        if self._stop and len(self._seen) == len(self._hookpoints):
+            raise StopForward
+
+
+def stream_out(output: Any, *, text_first: bool = False) -> torch.Tensor:
+    """Return the main tensor of a module's output: the first, or the last after a text stream.
+
+    Raises
+    ------
+    TypeError : the output holds no tensor.
+    """
+    if isinstance(output, torch.Tensor):
+        return output
+    if isinstance(output, Mapping):
+        output = list(output.values())
+    if isinstance(output, list | tuple) and output:
+        return stream_out(output[-1] if text_first else output[0])
+    raise TypeError(f"a module returned {type(output).__name__}, in which no tensor was found")
+
+
+def stream_in(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor:
+    """Return the main tensor a module was called with."""
+    if "hidden_states" in kwargs:
+        return stream_out(kwargs["hidden_states"])
+    return stream_out(args[0] if args else next(iter(kwargs.values())))
+
+
+def _layer_list(model: nn.Module, n_layers: int) -> str | None:
+    """Return the path of the list of decoder layers: the shallowest list of the right length."""
+    paths = [
+        path
+        for path, module in model.named_modules()
+        if isinstance(module, nn.ModuleList)
+        and len(module) == n_layers
+        and path.rpartition(".")[2] in _LAYER_LISTS
+    ]
+    return min(paths, key=lambda path: path.count(".")) if paths else None

@@ -1,0 +1,206 @@
+"""What is known of a language model without loading its weights, and its tokenizer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compute.models.base import Level
+from compute.models.hooks import Hookpoint, expand_levels, find_hookpoint, language_hookpoints
+from compute.models.sources import Source, resolve_source
+
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
+@dataclass(frozen=True)
+class LanguageFacts:
+    """A language model's configuration and tokenizer; no weight is read.
+
+    Attributes
+    ----------
+    source : where its files are.
+    architecture : its model type (``llama``, ``gemma2`` …).
+    n_layers, hidden_size : number of decoder layers, width of the residual stream.
+    vocabulary_size : number of token ids the embedding knows.
+    max_context : most tokens the model takes at once.
+    """
+
+    source: Source
+    architecture: str
+    n_layers: int
+    hidden_size: int
+    vocabulary_size: int
+    max_context: int
+
+    @classmethod
+    def read(cls, source: str | Path, *, gguf_file: str | None = None) -> Self:
+        """Read the facts from ``config.json`` or the header of a GGUF file.
+
+        Raises
+        ------
+        ValueError : no such source, or no language model in it.
+        """
+        resolved = resolve_source(source, gguf_file)
+        if resolved.folder is not None and resolved.gguf_file is not None:
+            from compute.models.gguf_weights import read_header
+
+            header = read_header(resolved.folder / resolved.gguf_file)
+            return cls(
+                resolved,
+                header.architecture,
+                header.n_layers,
+                header.hidden_size,
+                header.vocabulary_size,
+                header.context_length,
+            )
+        config = load_config(resolved).get_text_config()
+        return cls(
+            resolved,
+            str(config.model_type),
+            int(config.num_hidden_layers),
+            int(config.hidden_size),
+            int(config.vocab_size),
+            int(getattr(config, "max_position_embeddings", None) or 1 << 31),
+        )
+
+    @property
+    def class_name(self) -> str:
+        """Name of the transformers class, e.g. ``LlamaForCausalLM``."""
+        return type(self._skeleton).__name__
+
+    def points(self) -> dict[str, Hookpoint]:
+        """Return every hookpoint of the model by name, read off a model without weights."""
+        return language_hookpoints(self._skeleton, self.n_layers)
+
+    def hookpoints(self) -> list[str]:
+        """Return the names a level's hookpoint may take."""
+        return list(self.points())
+
+    def check(self, levels: Sequence[Level | str]) -> tuple[Level, ...]:
+        """Return ``levels`` with names made and patterns spelt out.
+
+        Raises
+        ------
+        ValueError : the model has no such hookpoint; the nearest names are given.
+        """
+        return expand_levels(self.points(), levels)
+
+    def width(self, hookpoint: str) -> int:
+        """Return the width of what ``hookpoint`` gives; the residual stream's where not a map's.
+
+        Raises
+        ------
+        ValueError : the model has no such hookpoint.
+        """
+        point = find_hookpoint(self.points(), hookpoint)
+        module = self._skeleton.get_submodule(point.path)
+        attribute = "in_features" if point.take == "input" else "out_features"
+        width = getattr(module, attribute, None) or getattr(module, "nf", None)
+        return self.hidden_size if width is None else int(width)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The model's fast tokenizer."""
+        return load_tokenizer(self.source)
+
+    @property
+    def special_tokens(self) -> frozenset[int]:
+        """Ids of the tokens that are markup and not text (beginning, end, padding …)."""
+        tokenizer = self.tokenizer
+        added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        return frozenset(added | set(tokenizer.all_special_ids))
+
+    @property
+    def bos_token(self) -> int | None:
+        """Id of the beginning-of-text token, or None."""
+        token = self.tokenizer.bos_token_id
+        return None if token is None else int(token)
+
+    @property
+    def prepends_bos(self) -> bool:
+        """Whether the tokenizer itself begins every text with the beginning-of-text token."""
+        marked = self.tokenizer("a")["input_ids"]
+        return self.bos_token is not None and marked[:1] == [self.bos_token]
+
+    @property
+    def pad_token(self) -> int:
+        """An id to fill short windows with; what stands there is never seen."""
+        token = self.tokenizer.pad_token_id
+        return 0 if token is None else int(token)
+
+    def tokenize(self, documents: Iterable[str]) -> list[NDArray[np.int64]]:
+        """Return the token ids of each document, no special token added."""
+        texts = list(documents)
+        if not texts:
+            return []
+        batch = self.tokenizer(
+            texts, add_special_tokens=False, return_attention_mask=False, verbose=False
+        )
+        return [np.asarray(ids, dtype=np.int64) for ids in batch["input_ids"]]
+
+    @cached_property
+    def _skeleton(self) -> Any:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        model_class: Any = AutoModelForCausalLM
+        with torch.device("meta"):
+            return model_class.from_config(load_config(self.source))
+
+
+def load_config(source: Source) -> Any:
+    """Return the transformers config of ``source``.
+
+    Raises
+    ------
+    ValueError : there is none, or transformers does not know its architecture.
+    """
+    from transformers import AutoConfig
+
+    if source.gguf_file is not None and source.folder is not None:
+        from compute.models.gguf_weights import gguf_config
+
+        return gguf_config(source.folder / source.gguf_file)
+    if source.folder is not None and not (source.folder / "config.json").is_file():
+        raise ValueError(
+            f"source {source.name!r} holds neither a config.json nor one GGUF file; "
+            "name the file with gguf_file"
+        )
+    try:
+        return AutoConfig.from_pretrained(
+            source.location, gguf_file=source.gguf_file, trust_remote_code=False
+        )
+    except OSError as error:
+        raise ValueError(
+            f"source {source.name!r} is no folder here and not on the hub or in its cache; "
+            "check the name, or go online"
+        ) from error
+
+
+def load_tokenizer(source: Source) -> Any:
+    """Return the fast tokenizer of ``source``.
+
+    Raises
+    ------
+    ValueError : there is none, or only a slow one.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    # AutoTokenizer reads the whole GGUF for a class that the file's own header already fixes.
+    loader = PreTrainedTokenizerFast if source.gguf_file is not None else AutoTokenizer
+    try:
+        tokenizer = loader.from_pretrained(
+            source.location, gguf_file=source.gguf_file, trust_remote_code=False
+        )
+    except (OSError, TypeError) as error:
+        raise ValueError(f"source {source.name!r} holds no tokenizer transformers reads") from error
+    if not tokenizer.is_fast:
+        raise ValueError(f"source {source.name!r} has no fast tokenizer (tokenizer.json)")
+    return tokenizer
