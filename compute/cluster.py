@@ -148,7 +148,7 @@ def watch(start: Callable[[Any], Any], progress: Progress) -> Any:
     """
     import ray
 
-    board: Any = ray.remote(num_cpus=0)(_Board).remote()  # type: ignore[attr-defined]
+    board: Any = ray.remote(num_cpus=0)(_Board).remote()
     task = start(board.note)
     seen = None
     while True:

@@ -1,1 +1,12 @@
 """What runs and when: flows, recipes, deployments and the `strata` command line."""
+
+import os
+
+# Every entry point imports this package first, so no library of ours reports home unless told to.
+for _name, _value in {
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}.items():
+    os.environ.setdefault(_name, _value)

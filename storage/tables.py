@@ -25,7 +25,15 @@ from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
 from storage.locations import AlreadyExists, Location
 from storage.records import canonical_json, digest
 
-__all__ = ["Column", "CorruptShard", "NotSealed", "SealedTable", "TablePlan", "TableWriter"]
+__all__ = [
+    "Column",
+    "CorruptShard",
+    "NotSealed",
+    "SealedTable",
+    "TablePlan",
+    "TableWriter",
+    "open_table",
+]
 
 _Array = npt.NDArray[Any]
 
@@ -380,6 +388,24 @@ class SealedTable(Generic[PlanT]):
         except Exception:
             return False
         return True
+
+
+def open_table(location: Location) -> SealedTable[Any]:
+    """Open whichever kind of table lies at `location`.
+
+    Raises
+    ------
+    NotSealed
+        If there is no finished table.
+    """
+    from storage.activations import ActivationSet
+    from storage.codes import CodeSet
+
+    try:
+        plan = json.loads(location.get("plan.json"))
+    except FileNotFoundError:
+        raise NotSealed(f"{location.url} holds no finished table.") from None
+    return CodeSet(location) if "activations" in plan else ActivationSet(location)
 
 
 def raw_bytes(array: _Array) -> memoryview:

@@ -1,0 +1,302 @@
+"""Publication: everything of a run put together as the files of one concept artifact."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from compute.corpus import Corpus
+from compute.encoding import BIN_EDGES, ConceptSummary, read_summary
+from compute.examples import TextExample, text_examples
+from compute.learning import DICTIONARY_FILES
+from compute.settings import EncodeSettings, LevelSettings
+from storage.activations import ActivationSet
+from storage.atlas import (
+    AtlasData,
+    Concept,
+    Edge,
+    Histogram,
+    Level,
+    Neighbour,
+    TokenExample,
+    render,
+)
+from storage.atlas.labels import ContrastLabeller, background_counts
+from storage.codes import CodeSet
+from storage.graphs import ConceptGraph
+from storage.locations import Location
+
+__all__ = ["Findings", "artifact_files", "atlas_data", "gather_findings", "report_page"]
+
+_NEIGHBOURS = 6
+
+
+@dataclass(frozen=True)
+class LevelFindings:
+    """What is known of one level's concepts; arrays have one entry per concept."""
+
+    settings: LevelSettings
+    scores: Mapping[str, float]
+    summary: ConceptSummary
+    examples: Sequence[Sequence[TextExample]]
+    labels: Sequence[str]
+    directions: npt.NDArray[np.float32]
+
+    @property
+    def frequencies(self) -> npt.NDArray[np.float64]:
+        """Share of kept rows in which each concept is active."""
+        return self.summary.counts / max(1, self.summary.rows)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """A whole run, ready to be published."""
+
+    levels: Sequence[LevelFindings]
+    graph: ConceptGraph
+    corpus: Corpus
+
+
+def gather_findings(
+    activations: ActivationSet,
+    codes: CodeSet,
+    learned: Location,
+    graph: ConceptGraph,
+    corpus: Corpus,
+    levels: Sequence[LevelSettings],
+    scores: Mapping[str, Mapping[str, float]],
+    settings: EncodeSettings,
+) -> Findings:
+    """Collect summaries, examples and labels of every level, and write the labels to the graph."""
+    from safetensors.numpy import load
+
+    background = background_counts(
+        [corpus.vocabulary.get(int(t), "") for t in tokens] for tokens in corpus.tokens
+    )
+    labeller = ContrastLabeller(background)
+    found = []
+    for level in levels:
+        summary = read_summary(codes, level.name)
+        examples = text_examples(activations, codes, corpus, level.name, summary, settings)
+        shown = [[token_example(e, corpus) for e in chosen] for chosen in examples]
+        labels = [labeller(chosen) if chosen else "" for chosen in shown]
+        weights = load(learned.get(f"dictionaries/{level.name}/{DICTIONARY_FILES[1]}"))
+        found.append(
+            LevelFindings(level, scores[level.name], summary, examples, labels, weights["W_dec"])
+        )
+    return Findings(found, _labelled(graph, [level.labels for level in found]), corpus)
+
+
+def artifact_files(findings: Findings, learned: Location) -> dict[str, bytes]:
+    """The deterministic files of the artifact: dictionaries, graph and examples."""
+    files: dict[str, bytes] = {}
+    for level in findings.levels:
+        folder = f"dictionaries/{level.settings.name}"
+        for name in DICTIONARY_FILES:
+            files[f"{folder}/{name}"] = learned.get(f"{folder}/{name}")
+        files[f"examples/{level.settings.name}.parquet"] = _examples_table(level, findings.corpus)
+    for name, data in findings.graph.files().items():
+        files[f"graph/{name}"] = data
+    return files
+
+
+def report_page(data: AtlasData) -> bytes:
+    """The report as one self-contained HTML page."""
+    return render(data).encode()
+
+
+def atlas_data(
+    findings: Findings,
+    *,
+    name: str,
+    version: int,
+    created_at: datetime,
+    title: str,
+    description: str,
+    facts: Sequence[tuple[str, str]],
+    steps: Sequence[tuple[str, float]],
+) -> AtlasData:
+    """What the report shows of a run."""
+    nodes = {node["id"]: node for node in findings.graph.nodes.to_pylist()}
+    concepts = [
+        Concept(id=node["id"], level=0, index=node["index"], label=node["label"], frequency=0.0)
+        for node in nodes.values()
+        if node["level"] == 0
+    ]
+    for number, level in enumerate(findings.levels, 1):
+        concepts += _concepts(number, level, nodes, findings.corpus)
+    observed = len([c for c in concepts if c.level == 0])
+    levels = [Level(level=0, name="observed", n_concepts=observed)]
+    for number, level in enumerate(findings.levels, 1):
+        shown = ("explained_variance", "l0", "dead_share", "n_rows", "n_outliers")
+        levels.append(
+            Level(
+                level=number,
+                name=level.settings.name,
+                hookpoint=level.settings.hookpoint,
+                n_concepts=len(level.summary.counts),
+                metrics={key: float(level.scores[key]) for key in shown},
+            )
+        )
+    edges = [
+        Edge(
+            source=edge["source"],
+            target=edge["target"],
+            strength=max(0.0, edge["strength"]),
+            confidence=edge["confidence"],
+            sign=-1 if (edge["sign"] or 1) < 0 else 1,
+            stability=edge["stability"],
+            verdict=edge["verdict"],
+            effect=edge["effect"],
+        )
+        for edge in findings.graph.edges.to_pylist()
+    ]
+    return AtlasData(
+        name=name,
+        version=version,
+        created_at=created_at.isoformat(),
+        title=title,
+        description=description,
+        facts=tuple(facts),
+        steps=tuple(steps),
+        levels=tuple(levels),
+        concepts=tuple(concepts),
+        edges=tuple(edges),
+    )
+
+
+def token_example(example: TextExample, corpus: Corpus) -> TokenExample:
+    """An example with its tokens as text."""
+    return TokenExample(
+        tokens=tuple(corpus.vocabulary.get(int(token), "�") for token in example.tokens),
+        values=tuple(float(np.round(value, 4)) for value in example.values),
+        peak=example.peak,
+        activation=float(np.round(example.activation, 4)),
+        source=f"{corpus.names[example.document]}, token {example.position}",
+    )
+
+
+def _concepts(
+    number: int, level: LevelFindings, nodes: Mapping[str, Any], corpus: Corpus
+) -> list[Concept]:
+    summary = level.summary
+    alive = np.flatnonzero(summary.counts)
+    neighbours = _neighbours(level.directions, alive)
+    concepts = []
+    for index in alive.tolist():
+        node = nodes[f"{number}:{index}"]
+        concepts.append(
+            Concept(
+                id=node["id"],
+                level=number,
+                index=index,
+                label=level.labels[index],
+                frequency=float(level.frequencies[index]),
+                mean_activation=float(summary.sums[index] / summary.counts[index]),
+                max_activation=float(summary.maxima[index]),
+                histogram=_histogram(summary.histogram[index]),
+                examples=tuple(token_example(e, corpus) for e in level.examples[index]),
+                neighbours=tuple(
+                    Neighbour(id=f"{number}:{other}", cosine=cosine)
+                    for other, cosine in neighbours[index]
+                ),
+                kind=node["kind"],
+                form=node["form"],
+                unexplained=node["unexplained"],
+            )
+        )
+    return concepts
+
+
+def _histogram(counts: npt.NDArray[np.int64]) -> Histogram | None:
+    used = np.flatnonzero(counts)
+    if not len(used):
+        return None
+    first, last = used[0], used[-1] + 1
+    edges = BIN_EDGES[first : last + 1].tolist()
+    return Histogram(edges=tuple(edges), counts=tuple(counts[first:last].tolist()))
+
+
+def _neighbours(
+    directions: npt.NDArray[np.float32], alive: npt.NDArray[np.int64]
+) -> dict[int, list[tuple[int, float]]]:
+    """The concepts of the level with the most similar directions, most similar first."""
+    found: dict[int, list[tuple[int, float]]] = {}
+    rows = directions[alive]
+    count = min(_NEIGHBOURS, len(alive) - 1)
+    for start in range(0, len(alive), 1024):
+        cosines = rows[start : start + 1024] @ rows.T
+        cosines[np.arange(len(cosines)), np.arange(start, start + len(cosines))] = -2
+        best = np.argsort(-cosines, axis=1, kind="stable")[:, :count]
+        for i, others in enumerate(best):
+            found[int(alive[start + i])] = [
+                (int(alive[other]), float(np.clip(cosines[i, other], -1, 1))) for other in others
+            ]
+    return found
+
+
+def _labelled(graph: ConceptGraph, labels: Sequence[Sequence[str]]) -> ConceptGraph:
+    nodes = {name: graph.nodes.column(name).to_pylist() for name in graph.nodes.column_names}
+    edges = {name: graph.edges.column(name).to_pylist() for name in graph.edges.column_names}
+    nodes["label"] = [
+        label if level == 0 else labels[level - 1][index]
+        for level, index, label in zip(nodes["level"], nodes["index"], nodes["label"], strict=True)
+    ]
+    return ConceptGraph.from_columns(nodes, edges)
+
+
+def _examples_table(level: LevelFindings, corpus: Corpus) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [
+        {
+            "index": index,
+            "rank": rank,
+            "document": corpus.names[example.document],
+            "position": example.position,
+            "peak": example.peak,
+            "activation": example.activation,
+            "tokens": [corpus.vocabulary.get(int(t), "�") for t in example.tokens],
+            "values": example.values.tolist(),
+        }
+        for index, examples in enumerate(level.examples)
+        for rank, example in enumerate(examples)
+    ]
+    schema = pa.schema(
+        [
+            ("index", pa.int32()),
+            ("rank", pa.int16()),
+            ("document", pa.string()),
+            ("position", pa.int32()),
+            ("peak", pa.int16()),
+            ("activation", pa.float32()),
+            ("tokens", pa.list_(pa.string())),
+            ("values", pa.list_(pa.float32())),
+        ]
+    )
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), sink, compression="zstd")
+    return bytes(sink.getvalue())
+
+
+def describe_levels(findings: Findings) -> list[dict[str, Any]]:
+    """The levels as the manifest lists them."""
+    return [
+        {
+            "level": number,
+            "name": level.settings.name,
+            "hookpoint": level.settings.hookpoint,
+            "timestep": None,
+            "n_concepts": len(level.summary.counts),
+            "d": int(level.directions.shape[1]),
+            "metrics": json.loads(json.dumps(dict(level.scores))),
+        }
+        for number, level in enumerate(findings.levels, 1)
+    ]

@@ -1,0 +1,60 @@
+"""The flow that turns a generative model into a published concept artifact."""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from flows.recipe import Recipe
+from storage.references import Reference
+from tasks.publishing import publish
+from tasks.steps import check, encode, extract, learn, recover
+
+__all__ = ["build"]
+
+
+@flow(name="build", flow_run_name="build {recipe.name}", description=__doc__, log_prints=False)
+def build(recipe: Recipe) -> dict[str, Reference]:
+    """Run a recipe: extract, learn, encode, recover, publish.
+
+    Steps that are done already, with the same settings and inputs, are not done again.
+
+    Parameters
+    ----------
+    recipe : Recipe
+
+    Returns
+    -------
+    dict of str to Reference
+        One reference per step.
+    """
+    store, levels = recipe.store, recipe.levels
+    check(store, recipe.model, recipe.inputs, levels, recipe.extract, recipe.learn)
+    activations = extract(
+        store, recipe.model, recipe.inputs, levels, recipe.extract, recipe.resources.extract
+    )
+    dictionaries = learn(
+        store,
+        activations,
+        recipe.model,
+        levels,
+        recipe.extract.context_length,
+        recipe.learn,
+        recipe.resources.learn,
+    )
+    codes = encode(store, activations, dictionaries, recipe.encode, recipe.resources.encode)
+    graph = recover(store, activations, codes, recipe.recover, recipe.resources.recover)
+    artifact = publish(
+        store,
+        recipe.name,
+        recipe.title,
+        recipe.description,
+        levels,
+        recipe.model_dump(mode="json", exclude={"store", "resources"}),
+        recipe.encode,
+        activations,
+        dictionaries,
+        codes,
+        graph,
+    )
+    steps = (activations, dictionaries, codes, graph, artifact)
+    return {step.step: step for step in steps}

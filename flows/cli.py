@@ -1,0 +1,234 @@
+"""The `strata` command line."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from flows.recipe import BadInput, Recipe, load_recipe, recipe_names
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="strata",
+    help="Turn a generative model into a versioned, causally tested concept hierarchy.",
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+artifacts = typer.Typer(help="Look at what has been published.", no_args_is_help=True)
+app.add_typer(artifacts, name="artifacts")
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+RecipeArgument = Annotated[
+    str, typer.Argument(help="Name of a recipe that comes with Strata, or a `.yaml` file.")
+]
+SetOption = Annotated[
+    list[str],
+    typer.Option(
+        "--set",
+        "-s",
+        metavar="NAME=VALUE",
+        help="Change one setting, such as `learn.k=16`. May be given several times.",
+    ),
+]
+StoreOption = Annotated[
+    str | None,
+    typer.Option(
+        "--store",
+        envvar="STRATA_STORE",
+        help="Where results lie: a folder, `s3://…` or `gs://…`.",
+        show_default=".strata",
+    ),
+]
+
+
+def main() -> None:
+    """Run the command line; bad input ends with one sentence and exit code 2."""
+    try:
+        app()
+    except (BadInput, PermissionError) as error:
+        _refuse(error)
+
+
+@app.command()
+def run(recipe: RecipeArgument, settings: SetOption = [], store: StoreOption = None) -> None:  # noqa: B006
+    """Run a recipe: extract, learn, encode, recover, publish.
+
+    What is done already is not done again; what was interrupted goes on where it stopped.
+    """
+    chosen = _recipe(recipe, settings, store)
+    _check(chosen)
+    _quiet_console()
+    from flows.build import build
+
+    err.print(f"[bold]strata[/] runs {chosen.name!r} into {chosen.store}")
+    references = build(chosen)
+    _summary(references)
+
+
+@app.command()
+def serve(
+    recipe: RecipeArgument = "smollm2",
+    settings: SetOption = [],  # noqa: B006
+    store: StoreOption = None,
+    cron: Annotated[str, typer.Option(help="When to run by itself.")] = "0 3 * * *",
+    timezone: Annotated[str, typer.Option(help="Time zone of the schedule.")] = "UTC",
+) -> None:
+    """Serve a recipe as a Prefect deployment, to be run from the UI and every night.
+
+    Uses the Prefect server that `PREFECT_API_URL` names; without one, starts a server on this
+    machine, reachable from this machine only.
+    """
+    chosen = _recipe(recipe, settings, store)
+    _check(chosen)
+    from flows.serving import serve_nightly
+
+    serve_nightly(chosen, cron=cron, timezone=timezone, announce=err.print)
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes that come with Strata."""
+    table = Table("recipe", "what it does", box=None, header_style="bold")
+    for name in recipe_names():
+        table.add_row(name, load_recipe(name).description.strip())
+    out.print(table)
+
+
+@app.command()
+def doctor(
+    url: Annotated[str, typer.Argument(help="Folder or URL of an activation set or a code set.")],
+) -> None:
+    """Check every byte of a store against its checksums and say which shards are damaged."""
+    from storage.locations import Location
+    from storage.tables import open_table
+
+    table = open_table(Location(url))
+    damaged = table.damaged()
+    for error in damaged:
+        err.print(f"[red]damaged[/] {error.array} of shard {error.shard}: {error.reason}")
+    if damaged:
+        raise typer.Exit(1)
+    out.print(f"{len(table.plan.shards)} shards of {len(table):,} rows are whole.")
+
+
+@artifacts.command("list")
+def list_artifacts(store: StoreOption = None) -> None:
+    """List all artifacts and their versions."""
+    registry = _registry(store)
+    table = Table("artifact", "version", "status", "created", "content hash", box=None)
+    for name in registry.names():
+        for version in registry.versions(name):
+            manifest = registry.load(name, version.version).manifest
+            table.add_row(
+                name,
+                str(version.version),
+                manifest.status,
+                f"{manifest.created_at:%Y-%m-%d %H:%M}",
+                manifest.content_hash[:12],
+            )
+    out.print(table if table.row_count else "Nothing has been published here yet.")
+
+
+@artifacts.command("show")
+def show_artifact(
+    name: Annotated[str, typer.Argument(help="Name of the artifact.")],
+    version: Annotated[str, typer.Option(help="A number, or an alias.")] = "latest",
+    store: StoreOption = None,
+) -> None:
+    """Show what one version holds."""
+    artifact = _registry(store).load(name, int(version) if version.isdigit() else version)
+    manifest = artifact.manifest
+    out.print(f"[bold]{manifest.name} v{manifest.version}[/] {manifest.status}")
+    out.print(f"content hash  {manifest.content_hash}")
+    for key, value in manifest.counts.items():
+        out.print(f"{key:<13} {value:,}")
+    table = Table("level", "name", "concepts", "explained variance", "L0", "dead", box=None)
+    for level in manifest.levels:
+        table.add_row(
+            str(level.level),
+            level.name,
+            f"{level.n_concepts:,}",
+            *(f"{level.metrics.get(m, float('nan')):.3f}" for m in _SCORES),
+        )
+    out.print(table)
+
+
+_SCORES = ("explained_variance", "l0", "dead_share")
+
+
+def _registry(store: str | None) -> Any:
+    from storage.artifacts import Registry
+    from storage.locations import Location
+
+    return Registry(
+        (Location(store or os.environ.get("STRATA_STORE", ".strata")) / "artifacts").url
+    )
+
+
+def _recipe(recipe: str, settings: list[str], store: str | None) -> Recipe:
+    given = [*settings, *([f"store={store}"] if store else [])]
+    return load_recipe(recipe, given)
+
+
+def _check(recipe: Recipe) -> None:
+    """Refuse bad input here, in a second, rather than in a flow run that must start first."""
+    from tasks.planning import check
+
+    try:
+        check(
+            recipe.store, recipe.model, recipe.inputs, recipe.levels, recipe.extract, recipe.learn
+        )
+    except ValueError as error:
+        raise BadInput(str(error)) from error
+
+
+def _quiet_console() -> None:
+    """Keep Prefect's log lines off a terminal that shows progress bars; the API gets them all."""
+    os.environ.setdefault("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "true")
+    if err.is_terminal:
+        for handler in ("CONSOLE", "CONSOLE_FLOW_RUNS", "CONSOLE_TASK_RUNS"):
+            os.environ.setdefault(f"PREFECT_LOGGING_HANDLERS_{handler}_LEVEL", "WARNING")
+
+
+def _summary(references: dict[str, Any]) -> None:
+    told = references["publish"].summary
+    out.print(f"\n[bold green]{told['name']} v{told['version']}[/] is published")
+    out.print(f"  artifact  {told['artifact']}", soft_wrap=True)
+    out.print(f"  report    {told['report']}", soft_wrap=True)
+    out.print(f"  content   {references['publish'].content_hash}\n", soft_wrap=True)
+    found = Table(
+        "level", "name", "concepts", "edges into", "explained variance", "L0", "dead", box=None
+    )
+    nodes, edges = told["graph"]["nodes"], told["graph"]["edges_into"]
+    found.add_row("0", "observed", f"{nodes.get('0', 0):,}", "", "", "", "")
+    for number, (name, scores) in enumerate(told["levels"].items(), 1):
+        found.add_row(
+            str(number),
+            name,
+            f"{nodes.get(str(number), 0):,}",
+            f"{edges.get(str(number), 0):,}",
+            f"{scores['explained_variance']:.3f}",
+            f"{scores['l0']:.1f}",
+            f"{scores['dead_share']:.1%}",
+        )
+    out.print(found)
+    spent = Table("step", "seconds", box=None)
+    for name, reference in references.items():
+        spent.add_row(name, f"{reference.seconds:.1f}")
+    out.print(spent)
+
+
+def _refuse(error: Exception) -> None:
+    message = str(error)
+    err.print(f"[bold red]error:[/] {message}", soft_wrap=True)
+    sys.exit(2)

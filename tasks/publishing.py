@@ -1,0 +1,199 @@
+"""Publishing as a Prefect task: the artifact's files, its version, and its report in the UI."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from prefect import task
+from prefect.artifacts import create_link_artifact, create_table_artifact
+from prefect.logging import get_run_logger
+
+from compute.settings import EncodeSettings, LevelSettings
+from storage.artifacts import Registry, UnknownArtifact
+from storage.locations import Location
+from storage.records import digest, fingerprint
+from storage.references import Reference
+from tasks.planning import code_commit, package_versions
+from tasks.progress import step_progress
+from tasks.steps import read_graph
+
+__all__ = ["publish", "registry_of"]
+
+# Raised when publishing comes to put something else into an artifact.
+PUBLISH_VERSION = 1
+
+
+def registry_of(store: str) -> Registry:
+    """The registry that belongs to a store."""
+    return Registry((Location(store) / "artifacts").url)
+
+
+@task(name="publish", task_run_name="publish {name}")
+def publish(
+    store: str,
+    name: str,
+    title: str,
+    description: str,
+    levels: Sequence[LevelSettings],
+    settings: dict[str, Any],
+    encode_settings: EncodeSettings,
+    activations: Reference,
+    dictionaries: Reference,
+    codes: Reference,
+    graph: Reference,
+) -> Reference:
+    """Put everything together and publish it as the next version, unless it is there already."""
+    logger = get_run_logger()
+    registry = registry_of(store)
+    upstream = [step.fingerprint for step in (activations, dictionaries, codes, graph)]
+    described = {"name": name, "title": title, "description": description}
+    mark = fingerprint("publish", PUBLISH_VERSION, described, upstream)
+    location = Reference.folder(Location(store), "publish", mark)
+    found = Reference.find(location)
+    if found is not None and _is_published(registry, name, found.summary["version"]):
+        logger.info("%s v%d is published already", name, found.summary["version"])
+        _show(found)
+        return found
+    begun = time.monotonic()
+    with step_progress("publish", "parts") as progress:
+        findings = _findings(levels, encode_settings, activations, dictionaries, codes, graph)
+        progress(1, 3)
+        from compute import publication
+
+        files: dict[str, Any] = publication.artifact_files(findings, dictionaries.location)
+        created_at = datetime.now(UTC).replace(microsecond=0)
+        # The page names its version before the registry has given the number. Should another
+        # publisher of the same name come between, the manifest is right and the page is one off.
+        version = max((v.version for v in registry.versions(name)), default=0) + 1
+        steps = [(step.step, step.seconds) for step in (activations, dictionaries, codes, graph)]
+        data = publication.atlas_data(
+            findings,
+            name=name,
+            version=version,
+            created_at=created_at,
+            title=title or name,
+            description=description,
+            facts=_facts(settings, activations, dictionaries),
+            steps=steps,
+        )
+        files["report.html"] = publication.report_page(data)
+        progress(2, 3)
+        lineage = {
+            "model": settings["model"]["source"],
+            "weights_sha256": activations.summary["weights_sha256"],
+            "data_sha256": activations.summary["documents_sha256"],
+            "settings": settings,
+            "code_commit": code_commit(),
+            "packages": package_versions(),
+            "upstream": {
+                step.step: {"fingerprint": step.fingerprint, "content_hash": step.content_hash}
+                for step in (activations, dictionaries, codes, graph)
+            },
+        }
+        published = registry.publish(
+            name,
+            files,
+            fingerprint=mark,
+            lineage=lineage,
+            levels=publication.describe_levels(findings),
+            metrics={"levels": dictionaries.summary["levels"], "graph": graph.summary},
+            created_at=created_at,
+        )
+        progress(3, 3)
+    reference = Reference(
+        step="publish",
+        fingerprint=mark,
+        url=location.url,
+        content_hash=published.content_hash,
+        seconds=round(time.monotonic() - begun, 3),
+        summary={
+            "name": name,
+            "version": published.version,
+            "artifact": published.url,
+            "report": f"{published.url.rstrip('/')}/report.html",
+            "levels": dictionaries.summary["levels"],
+            "graph": graph.summary,
+            "report_sha256": digest(files["report.html"]),
+        },
+    )
+    reference.save()
+    _show(reference)
+    return reference
+
+
+def _findings(
+    levels: Sequence[LevelSettings],
+    settings: EncodeSettings,
+    activations: Reference,
+    dictionaries: Reference,
+    codes: Reference,
+    graph: Reference,
+) -> Any:
+    from compute.corpus import Corpus
+    from compute.publication import gather_findings
+    from storage.activations import ActivationSet
+    from storage.codes import CodeSet
+
+    return gather_findings(
+        ActivationSet(activations.location),
+        CodeSet(codes.location),
+        dictionaries.location,
+        read_graph(graph),
+        Corpus.load(activations.location),
+        levels,
+        dictionaries.summary["levels"],
+        settings,
+    )
+
+
+def _facts(
+    settings: dict[str, Any], activations: Reference, dictionaries: Reference
+) -> list[tuple[str, str]]:
+    told = activations.summary
+    outliers = int(max(s["n_outliers"] for s in dictionaries.summary["levels"].values()))
+    learn = settings["learn"]
+    return [
+        ("Model", settings["model"]["gguf_file"] or settings["model"]["source"]),
+        ("Weights", f"sha256 {told['weights_sha256'][:12]}…, run in {told['model_dtype']}"),
+        ("Text", f"{settings['inputs']['text']}, {told['documents']} documents"),
+        ("Rows", f"{told['rows']:,} tokens, {told['rows'] - told['train_rows']:,} held out"),
+        ("Outliers", f"{outliers:,} rows left out (attention sinks)"),
+        (
+            "Dictionaries",
+            f"{learn['architecture']}, {learn['n_concepts']:,} concepts, k {learn['k']}",
+        ),
+    ]
+
+
+def _is_published(registry: Registry, name: str, version: int) -> bool:
+    try:
+        registry.resolve(name, version)
+    except UnknownArtifact:
+        return False
+    return True
+
+
+def _show(reference: Reference) -> None:
+    told = reference.summary
+    table = [
+        {
+            "level": number,
+            "name": level,
+            "concepts": told["graph"]["nodes"].get(str(number), 0),
+            "edges from below": told["graph"]["edges_into"].get(str(number), 0),
+            "explained variance": round(scores["explained_variance"], 4),
+            "L0": round(scores["l0"], 2),
+            "dead": f"{scores['dead_share']:.2%}",
+        }
+        for number, (level, scores) in enumerate(told["levels"].items(), 1)
+    ]
+    title = f"{told['name']} v{told['version']}"
+    create_table_artifact(
+        table,
+        key="results",
+        description=f"## {title}\n\n[Open the report]({told['report']})\n\n{told['artifact']}",
+    )
+    create_link_artifact(told["report"], link_text=f"Report of {title}", key="report")

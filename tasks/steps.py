@@ -1,0 +1,291 @@
+"""The steps of a run as Prefect tasks: settings and references in, a reference out.
+
+A step's folder is named by its fingerprint, so a finished step is found and not done again, and an
+interrupted one goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from prefect import task
+from prefect.logging import get_run_logger
+
+from compute.cluster import Progress
+from compute.settings import (
+    EncodeSettings,
+    ExtractSettings,
+    InputSettings,
+    LearnSettings,
+    LevelSettings,
+    ModelSettings,
+    RecoverSettings,
+    ResourceSettings,
+)
+from storage.locations import Location
+from storage.records import digest, fingerprint
+from storage.references import Reference, Step
+from tasks import planning
+from tasks.progress import step_progress
+
+__all__ = ["check", "encode", "extract", "learn", "recover"]
+
+# Raised when a step comes to compute something else from the same settings.
+LEARN_VERSION = 1
+ENCODE_VERSION = 1
+RECOVER_VERSION = 1
+
+_GRAPH_FILES = ("nodes.parquet", "edges.parquet")
+
+
+def once(
+    store: str,
+    step: Step,
+    name: str,
+    unit: str,
+    work: Callable[[Location, Progress], tuple[str, dict[str, Any]]],
+) -> Reference:
+    """Return the finished step of this fingerprint, doing the work first if there is none.
+
+    `work` is given the step's folder, which may hold what an interrupted run left, and returns the
+    content hash and the summary.
+    """
+    logger = get_run_logger()
+    location = Reference.folder(Location(store), step, name)
+    found = Reference.find(location)
+    if found is not None:
+        logger.info("%s %s is there already", step, name)
+        return found
+    logger.info("%s %s begins", step, name)
+    begun = time.monotonic()
+    with step_progress(step, unit) as progress:
+        content, summary = work(location, progress)
+    reference = Reference(
+        step=step,
+        fingerprint=name,
+        url=location.url,
+        content_hash=content,
+        seconds=round(time.monotonic() - begun, 3),
+        summary=summary,
+    )
+    reference.save()
+    logger.info("%s %s took %.1f s", step, name, reference.seconds)
+    return reference
+
+
+@task(name="check", task_run_name="check inputs, model and disk")
+def check(
+    store: str,
+    model: ModelSettings,
+    inputs: InputSettings,
+    levels: Sequence[LevelSettings],
+    extract: ExtractSettings,
+    learn: LearnSettings,
+) -> None:
+    """Refuse what cannot work, before any model is loaded."""
+    planning.check(store, model, inputs, levels, extract, learn)
+
+
+@task(name="extract", task_run_name="extract from {model.source}", retries=2, retry_delay_seconds=5)
+def extract(
+    store: str,
+    model: ModelSettings,
+    inputs: InputSettings,
+    levels: Sequence[LevelSettings],
+    settings: ExtractSettings,
+    resources: ResourceSettings,
+) -> Reference:
+    """Run the model over the inputs and store aligned, shuffled activations of all levels."""
+    sources = planning.Sources.look(model, inputs, levels)
+    name = sources.fingerprint(levels, settings)
+
+    def work(location: Location, progress: Progress) -> tuple[str, dict[str, Any]]:
+        import functools
+
+        from compute.extraction import write_activations
+        from compute.models.base import Level
+        from compute.models.language import Context, LanguageModel
+
+        plan = planning.plan_extraction(Location(store), sources, levels, settings)
+        plan.corpus.save(location)
+        load = functools.partial(
+            LanguageModel.load,
+            model.source,
+            levels=[Level(level.name, level.hookpoint) for level in levels],
+            dtype=sources.dtype,
+            device=model.device,
+            gguf_file=model.gguf_file,
+            context_length=settings.context_length,
+            batch_size=settings.batch_size,
+        )
+
+        def items(block: int) -> list[Context]:
+            return [
+                Context(w.document, w.start, plan.corpus.window_tokens(w).astype("int64"))
+                for w in plan.corpus.block(block)
+            ]
+
+        stored = write_activations(
+            location, plan.activations, items, load, resources=resources, progress=progress
+        )
+        summary = {
+            "rows": len(stored),
+            "train_rows": stored.plan.n_train,
+            "documents": len({window.document for window in plan.corpus.windows}),
+            "bytes": stored.plan.disk_bytes,
+            "weights_sha256": sources.weights_sha256,
+            "documents_sha256": stored.plan.provenance["documents_sha256"],
+            "model_dtype": sources.dtype,
+            "architecture": sources.facts.architecture,
+        }
+        return stored.content_hash, summary
+
+    return once(store, "extract", name, "rows", work)
+
+
+@task(name="learn", retries=2, retry_delay_seconds=5)
+def learn(
+    store: str,
+    activations: Reference,
+    model: ModelSettings,
+    levels: Sequence[LevelSettings],
+    context_length: int,
+    settings: LearnSettings,
+    resources: ResourceSettings,
+) -> Reference:
+    """Train one dictionary per level in one pass over the activations."""
+    # How often a run is saved decides nothing about its result.
+    deciding = settings.model_dump(exclude={"checkpoint_steps"})
+    threads = {"cpus": resources.cpus, "gpus": resources.gpus}
+    name = fingerprint("learn", LEARN_VERSION, deciding | threads, [activations.fingerprint])
+
+    def work(location: Location, progress: Progress) -> tuple[str, dict[str, Any]]:
+        from compute.learning import train
+        from storage.activations import ActivationSet
+
+        metadata = {
+            level.name: published_metadata(number, level, model, context_length)
+            for number, level in enumerate(levels, 1)
+        }
+        scores = train(
+            ActivationSet(activations.location),
+            location,
+            settings,
+            metadata=metadata,
+            resources=resources,
+            progress=progress,
+        )
+        return _hash_below(location, "dictionaries"), {"levels": scores}
+
+    return once(store, "learn", name, "steps", work)
+
+
+@task(name="encode", retries=2, retry_delay_seconds=5)
+def encode(
+    store: str,
+    activations: Reference,
+    dictionaries: Reference,
+    settings: EncodeSettings,
+    resources: ResourceSettings,
+) -> Reference:
+    """Encode every row at every level into sparse codes."""
+    upstream = [activations.fingerprint, dictionaries.fingerprint]
+    name = fingerprint("encode", ENCODE_VERSION, settings.model_dump(), upstream)
+
+    def work(location: Location, progress: Progress) -> tuple[str, dict[str, Any]]:
+        from compute import encoding
+        from storage.activations import ActivationSet
+
+        codes = encoding.encode(
+            ActivationSet(activations.location),
+            dictionaries.location,
+            location,
+            settings,
+            fingerprint=name,
+            resources=resources,
+            progress=progress,
+        )
+        return codes.content_hash, {"rows": len(codes)}
+
+    return once(store, "encode", name, "rows", work)
+
+
+@task(name="recover", retries=2, retry_delay_seconds=5)
+def recover(
+    store: str,
+    activations: Reference,
+    codes: Reference,
+    settings: RecoverSettings,
+    resources: ResourceSettings,
+) -> Reference:
+    """Recover the graph: observed variables → level 1 → … → level L."""
+    upstream = [activations.fingerprint, codes.fingerprint]
+    name = fingerprint("recover", RECOVER_VERSION, settings.model_dump(), upstream)
+
+    def work(location: Location, progress: Progress) -> tuple[str, dict[str, Any]]:
+        from compute.corpus import Corpus
+        from compute.encoding import read_summary
+        from compute.recovery import observed_tokens, recover_graph
+        from storage.activations import ActivationSet
+        from storage.codes import CodeSet
+
+        stored, encoded = ActivationSet(activations.location), CodeSet(codes.location)
+        vocabulary = Corpus.load(activations.location).vocabulary
+        summaries = [read_summary(encoded, level) for level in encoded.levels]
+        graph = recover_graph(
+            stored,
+            encoded,
+            observed_tokens(stored, encoded, vocabulary, settings),
+            [summary.counts / max(1, summary.rows) for summary in summaries],
+            settings,
+            resources=resources,
+            progress=progress,
+        )
+        files = graph.to_parquet()
+        for file in _GRAPH_FILES:
+            location.put(file, files[file])
+        counts: dict[str, int] = {}
+        for target in graph.edges.column("target").to_pylist():
+            level = target.partition(":")[0]
+            counts[level] = counts.get(level, 0) + 1
+        summary = {
+            "nodes": {str(level): count for level, count in graph.levels.items()},
+            "edges_into": counts,
+        }
+        return digest(files[file] for file in _GRAPH_FILES), summary
+
+    return once(store, "recover", name, "level pairs", work)
+
+
+def read_graph(reference: Reference) -> Any:
+    """The graph that :func:`recover` wrote."""
+    from storage.graphs import ConceptGraph
+
+    return ConceptGraph.from_parquet(*(reference.location.get(file) for file in _GRAPH_FILES))
+
+
+def published_metadata(
+    number: int, level: LevelSettings, model: ModelSettings, context_length: int
+) -> dict[str, Any]:
+    """What a level's ``cfg.json`` says of it, under SAELens' names where it has one."""
+    parts = level.hookpoint.split(".")
+    layer = int(parts[1]) if parts[0] == "layers" and parts[1:2] and parts[1].isdigit() else None
+    hook = f"blocks.{layer}.hook_resid_post" if parts[2:] == ["output"] else level.hookpoint
+    return {
+        "model_name": model.gguf_file or model.source,
+        "hook_name": hook,
+        "context_size": context_length,
+        "prepend_bos": False,
+        "level": number,
+        "level_name": level.name,
+        "layer": layer,
+        "hookpoint": level.hookpoint,
+        "timestep": None,
+    }
+
+
+def _hash_below(location: Location, folder: str) -> str:
+    paths = sorted(location.walk(folder))
+    return digest(part for path in paths for part in (path.encode(), location.get(path)))
