@@ -21,7 +21,7 @@ function bar(share, attributes = {}) {
 }
 
 function verdictBadge(verdict, effect) {
-  const [sign, text] = { confirmed: ["✓", "confirmed"], refuted: ["✕", "refuted"], untested: ["·", "untested"] }[verdict];
-  return el("span", { class: `verdict ${verdict}` }, el("span", { "aria-hidden": "true" }, `${sign} `), text,
+  const [sign, text] = { confirmed: ["✓", "confirmed"], refuted: ["✕", "refuted"], untested: ["–", "untested"] }[verdict];
+  return el("span", { class: `verdict ${verdict}`, title: text }, el("span", { "aria-hidden": "true" }, sign), el("span", { class: "unseen" }, text),
     effect === null || effect === undefined ? null : el("span", { class: "effect" }, ` ${effect > 0 ? "+" : ""}${number(effect)}`));
 }

@@ -83,7 +83,7 @@ function edgeSection(model, node, edges, title, note, far) {
     steady ? el("td", { class: "num" }, model.stability[e] === null ? "–" : percent(model.stability[e])) : null,
     judged ? el("td", {}, VERDICTS[model.verdict[e]] ? verdictBadge(VERDICTS[model.verdict[e]], model.effect[e]) : "–") : null);
   const [body, more] = [growing("tbody", "", edges, row, FIRST_EDGES)].flat();
-  const column = (name, hint) => el("th", { scope: "col", title: hint }, name);
+  const column = (name, hint) => el("th", { scope: "col", title: hint ?? null }, name);
   const left = title === "Made of" ? model.unexplained[node] : null;
   return el("section", { class: "card" },
     el("div", { class: "card-head" }, el("h3", {}, title, el("span", { class: "count" }, count.format(edges.length))), el("span", { class: "note" }, note)),

@@ -27,7 +27,7 @@ function tokenStrip(example, scale, around = null) {
     const classes = `t${heat > 0 ? " on" : ""}${heat > 0.55 ? " hot" : ""}${i === peak ? " peak" : ""}`;
     // A leading space stays outside the shade, so that shade and outline hug the word and break with it.
     const gap = /^ \S/.test(tokens[i]) ? " " : "";
-    strip.append(gap, el("span", { class: classes, "--heat-at": heat > 0 ? (0.12 + 0.88 * heat).toFixed(3) : null, "data-value": heat > 0 ? number(values[i]) : null }, tokenText(tokens[i].slice(gap.length))));
+    strip.append(i > from ? gap : "", el("span", { class: classes, "--heat-at": heat > 0 ? (0.12 + 0.88 * heat).toFixed(3) : null, "data-value": heat > 0 ? number(values[i]) : null }, tokenText(tokens[i].slice(gap.length))));
   }
   if (to < tokens.length) strip.append(el("span", { class: "blank" }, " …"));
   return strip;

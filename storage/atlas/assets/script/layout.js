@@ -30,17 +30,23 @@ function arrange(model, included, shown, aspect) {
 }
 
 function fillBand(place, level, nodes, top, tall) {
-  const rows = clamp(Math.round(Math.sqrt((nodes.length * tall) / WORLD)), 1, nodes.length);
+  // Cells are half as wide again as high, because labels are.
+  const rows = clamp(Math.round(Math.sqrt((1.5 * nodes.length * tall) / WORLD)), 1, nodes.length);
   const columns = Math.ceil(nodes.length / rows);
   const [wide, high] = [WORLD / columns, tall / rows];
   nodes.forEach((v, i) => {
     const column = Math.floor(i / rows);
     const inColumn = Math.min(rows, nodes.length - column * rows);
-    place.x[v] = (column + 0.5) * wide;
-    place.y[v] = top + ((i % rows) + 0.5 + (rows - inColumn) / 2) * high;
+    const row = (i % rows) + (rows - inColumn) / 2;
+    place.x[v] = (column + 0.5 + stagger(i % rows)) * wide;
+    place.y[v] = top + (row + 0.5) * high;
   });
   return { level, nodes, top, bottom: top + tall, rows, columns, wide, high };
 }
+
+// Rows are shifted against each other by less than half a cell (golden ratio: no two rows alike), so that the
+// edges of one column do not run on top of each other.
+const stagger = (row) => (((row + 0.5) * 0.618034) % 1 - 0.5) * 0.8 * (row > 0 ? 1 : 0);
 
 function nodeAt(place, x, y, reach) {
   for (const band of place.bands) {
@@ -65,6 +71,12 @@ function nodeAt(place, x, y, reach) {
 function orderNodes(model, included, shown) {
   const { n, source, target, weight } = model;
   const active = model.edgeOrder.filter((e) => shown[e] && included[source[e]] && included[target[e]]);
+  // Gathered once, because every step of the walk reads all of them in this order.
+  const web = {
+    low: active.map((e) => source[e]),
+    high: active.map((e) => target[e]),
+    weight: Float64Array.from(active, (e) => weight[e]),
+  };
   const degree = new Float64Array(n);
   for (const e of active) {
     degree[source[e]] += weight[e];
@@ -72,8 +84,9 @@ function orderNodes(model, included, shown) {
   }
   const nodes = Array.from({ length: n }, (_, v) => v).filter((v) => included[v]);
   let score = Float64Array.from({ length: n }, (_, v) => ((v * 2654435761) % 4294967296) / 4294967296 - 0.5);
-  const budget = clamp(Math.floor(4e6 / (active.length + 1)), 24, 160);
-  for (let step = 0; step < budget; step += 1) score = smooth(score, degree, active, model);
+  // Enough steps for a small graph to settle; a large one gets what fits into some tens of milliseconds.
+  const steps = clamp(Math.floor(1.5e6 / (active.length + 1)), 24, 160);
+  for (let step = 0; step < steps; step += 1) score = smooth(score, degree, web);
   const levels = model.levels.map(({ level }) => nodes.filter((v) => model.level[v] === level && degree[v] > 0));
   const rank = new Float64Array(n);
   for (const level of levels) rankBy(level, score, rank);
@@ -86,11 +99,11 @@ function orderNodes(model, included, shown) {
   return nodes.sort((a, b) => (degree[a] === 0) - (degree[b] === 0) || rank[a] - rank[b] || a - b);
 }
 
-function smooth(score, degree, active, { source, target, weight }) {
+function smooth(score, degree, { low, high, weight }) {
   const next = new Float64Array(score.length);
-  for (const e of active) {
-    next[source[e]] += weight[e] * score[target[e]];
-    next[target[e]] += weight[e] * score[source[e]];
+  for (let i = 0; i < low.length; i += 1) {
+    next[low[i]] += weight[i] * score[high[i]];
+    next[high[i]] += weight[i] * score[low[i]];
   }
   let mean = 0;
   let mass = 0;
@@ -107,7 +120,8 @@ function smooth(score, degree, active, { source, target, weight }) {
     norm += next[v] * next[v];
   }
   const scale = 1 / Math.sqrt(norm || 1);
-  return next.map((value) => value * scale);
+  for (let v = 0; v < next.length; v += 1) next[v] *= scale;
+  return next;
 }
 
 function rankBy(level, score, rank) {

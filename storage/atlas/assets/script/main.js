@@ -22,7 +22,7 @@ function start(model) {
   const controls = createControls(model, map);
   const search = createSearch(model, open, (nodes) => map.match(nodes));
   const table = createTable(model, search);
-  search.ready.then(table.refresh);
+  search.ready.then(table.searchAgain);
   let shownConcept;
   let turn = 0;
 
@@ -31,12 +31,13 @@ function start(model) {
     const node = model.nodeOf.get(hash.get("concept")) ?? null;
     const view = viewOf(hash);
     document.body.dataset.view = view;
-    document.body.classList.toggle("with-concept", node !== null);
+    // On a phone the concept covers the map, except when the reader asked to see its kin there.
+    document.body.classList.toggle("with-concept", node !== null && !(narrow.matches && hash.has("focus")));
     byId("map-view").hidden = view === "concepts";
     byId("table-view").hidden = view !== "concepts";
     for (const link of document.querySelectorAll(".views a")) {
       link.href = withHash({ view: link.dataset.view, concept: link.dataset.view === "overview" || narrow.matches ? null : hash.get("concept") });
-      const current = narrow.matches ? node === null && view : view === "overview" ? "map" : view;
+      const current = narrow.matches ? (node === null || hash.has("focus")) && view : view === "overview" ? "map" : view;
       if (link.dataset.view === current) link.setAttribute("aria-current", "page");
       else link.removeAttribute("aria-current");
     }

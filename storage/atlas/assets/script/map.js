@@ -83,7 +83,7 @@ function createMap(model, onOpen) {
     return { width: scene.width - 32, height: scene.height - (narrow.matches ? 102 : 40) };
   }
 
-  function fitted() {
+  function home() {
     const free = room();
     const k = Math.min(free.width / WORLD, free.height / scene.place.height);
     scene.home = k;
@@ -92,7 +92,7 @@ function createMap(model, onOpen) {
 
   function fit(animate) {
     moved = false;
-    fly(fitted(), animate);
+    fly(home(), animate);
   }
 
   function fly(to, animate) {
@@ -124,7 +124,7 @@ function createMap(model, onOpen) {
     cancelAnimationFrame(flight);
     const after = { x: scene.place.x.slice(), y: scene.place.y.slice() };
     const from = { ...scene.camera };
-    const to = fitted();
+    const to = home();
     moved = false;
     tween(420, (share) => {
       for (let v = 0; v < model.n; v += 1) {
@@ -139,8 +139,10 @@ function createMap(model, onOpen) {
 
   function zoom(factor, x = scene.width / 2, y = scene.height / 2, animate = false) {
     const { camera } = scene;
-    const least = 0.6 * fitted().k;
-    const k = clamp(camera.k * factor, least, 80 * least);
+    const least = 0.6 * home().k;
+    // Closer than a hundred and fifty pixels between neighbours there is nothing more to see.
+    const closest = Math.max(2 * least, ...scene.place.bands.map((band) => 150 / Math.min(band.wide, band.high)));
+    const k = clamp(camera.k * factor, least, closest);
     moved = true;
     const share = k / camera.k;
     const to = { k, x: x - (x - camera.x) * share, y: y - (y - camera.y) * share };

@@ -5,7 +5,7 @@ const TAU = 2 * Math.PI;
 
 // What a frame may cost: the strongest edges come first, so a budget loses only the faint ones.
 // Zooming in raises it: fewer edges are in view then, and the faint ones have room.
-const edgesAtRest = (zoom) => clamp(Math.round(1600 * zoom ** 1.5), 1600, 6000);
+const edgesAtRest = (zoom, width) => clamp(Math.round(1.5 * width * zoom ** 1.5), 500, 6000);
 const EDGES_IN_MOTION = 900;
 
 function drawGround(pen, scene) {
@@ -28,7 +28,8 @@ function drawTitles(pen, { model, place, camera, height, ink }) {
   for (const band of place.bands) {
     const top = band.top * camera.k + camera.y - clamp(10 * camera.k, 8, 40);
     if (band.bottom * camera.k + camera.y < 0 || top > height + 10) continue;
-    const y = clamp(top - 8, 18, height - 8);
+    const y = clamp(top - 8, 20, height - 8);
+    if (y === 20) plate(pen, ink.paper);
     const entry = model.levelOf.get(band.level);
     const listed = band.nodes.length < entry.n_concepts ? `${count.format(band.nodes.length)} of ` : "";
     let x = 14;
@@ -59,12 +60,14 @@ function stratum({ width, camera }, level, top, bottom) {
 
 function drawWeb(pen, scene, moving) {
   pen.clearRect(0, 0, scene.width, scene.height);
-  drawEdges(pen, scene, edgesInView(scene, moving ? EDGES_IN_MOTION : edgesAtRest(scene.camera.k / scene.home)), 1);
+  drawEdges(pen, scene, edgesInView(scene, moving ? EDGES_IN_MOTION : edgesAtRest(scene.camera.k / scene.home, scene.width)), 1);
   drawNodes(pen, scene);
 }
 
-function edgesInView({ model, place, camera, shown, width, height }, budget) {
+function edgesInView({ model, place, camera, home, shown, width, height }, budget) {
   const kept = [];
+  const close = camera.k > 2 * home;
+  const inside = (x, y) => x > -20 && x < width + 20 && y > -20 && y < height + 20;
   for (const e of model.edgeOrder) {
     if (!shown[e]) continue;
     const [s, t] = [model.source[e], model.target[e]];
@@ -72,6 +75,8 @@ function edgesInView({ model, place, camera, shown, width, height }, budget) {
     if (!(xs > -40 || xt > -40) || !(xs < width + 40 || xt < width + 40)) continue;
     const [ys, yt] = [place.y[s] * camera.k + camera.y, place.y[t] * camera.k + camera.y];
     if (!(ys > 0 || yt > 0) || !(ys < height || yt < height)) continue;
+    // Close up, an edge that merely passes through says nothing about what is in view.
+    if (close && !inside(xs, ys) && !inside(xt, yt)) continue;
     kept.push(e);
     if (kept.length === budget) break;
   }
@@ -81,7 +86,7 @@ function edgesInView({ model, place, camera, shown, width, height }, budget) {
 // Edges are stroked in batches of similar look, faint ones first; small batches let crossings grow darker.
 function drawEdges(pen, scene, edges, emphasis) {
   const { model, ink, camera } = scene;
-  const crowd = clamp(900 / (edges.length + 1), 0.22, 1) * emphasis;
+  const crowd = clamp(Math.sqrt(350 / (edges.length + 1)), 0.2, 1) * emphasis;
   const looks = new Map();
   for (const e of edges) {
     const tier = Math.min(4, Math.floor(model.weight[e] * model.confidence[e] * 5));
@@ -92,9 +97,9 @@ function drawEdges(pen, scene, edges, emphasis) {
   for (const look of [...looks.keys()].sort()) {
     const [tier, sign, refuted] = look.split("|");
     const strength = (Number(tier) + 1) / 5;
-    const alpha = clamp(crowd * (0.12 + 0.75 * strength) * (refuted === "true" ? 0.4 : 1), 0.02, 0.95);
+    const alpha = clamp(crowd * (0.2 + 0.6 * strength) * (refuted === "true" ? 0.4 : 1), 0.02, 0.95);
     pen.strokeStyle = `rgb(${sign === "1" ? ink.plus : ink.minus} / ${alpha})`;
-    pen.lineWidth = (0.5 + 1.3 * strength) * clamp(Math.sqrt(camera.k), 0.8, 2) * (emphasis > 1 ? 1.25 : 1);
+    pen.lineWidth = (0.5 + 0.9 * strength) * clamp(Math.sqrt(camera.k), 0.8, 2) * (emphasis > 1 ? 1.25 : 1);
     pen.setLineDash(refuted === "true" ? [1.5, 4] : sign === "1" ? [] : [6, 4]);
     const batch = looks.get(look);
     for (let i = 0; i < batch.length; i += 48) {
@@ -119,7 +124,7 @@ function radius({ model, camera }, band, v) {
   const room = Math.min(band.wide, band.high) * camera.k;
   // Frequencies span decades; 1e-5 … 0.1 maps to 0.45 … 1.
   const often = clamp((Math.log10(model.frequency[v] + 1e-6) + 5) / 4, 0, 1);
-  return clamp(room * 0.36, 0.9, 9) * (0.45 + 0.55 * often);
+  return clamp(room * 0.36, 0.9, 10) * (0.45 + 0.55 * often);
 }
 
 function drawNodes(pen, scene) {
@@ -184,35 +189,99 @@ function ring(pen, [x, y], r, colour, wide) {
   pen.stroke();
 }
 
-// As on a printed map: names are placed by rank and left out where they would touch one that stands already.
+// A level whose upper border is out of sight keeps its title at the top, readable above whatever is there.
+function plate(pen, paper) {
+  pen.fillStyle = paper;
+  pen.globalAlpha = 0.85;
+  pen.beginPath();
+  pen.roundRect(6, 4, 250, 25, 8);
+  pen.fill();
+  pen.globalAlpha = 1;
+}
+
+// A band whose cells are roomy names every concept, below its mark and within its cell. Elsewhere, as on a
+// printed map, names are placed by rank and left out where they would touch one that stands already.
 function drawLabels(pen, scene, at) {
-  const { model, place, camera, width, height, lit, selected, hovered, matches, ink } = scene;
+  const { model, camera, width, height, lit, selected, hovered, matches, place } = scene;
+  const roomy = new Map(place.bands.filter((band) => isRoomy(band, camera)).map((band) => [band.level, band]));
   const first = [selected, hovered].filter((v) => v !== null);
   const ranked = lit
     ? [...first, ...[...lit.distance.keys()].sort((a, b) => lit.distance.get(a) - lit.distance.get(b) || model.importance[b] - model.importance[a])]
-    : [...matches, ...model.nodeOrder];
-  const most = lit ? 90 : clamp((width * height * Math.min(camera.k / scene.home, 6) ** 1.5) / 26000, 8, 260);
+    : [...first, ...matches, ...model.nodeOrder];
+  const zoom = Math.min(camera.k / scene.home, 6);
+  const most = lit ? 90 : clamp((width * height * zoom ** 1.5) / 26000, 8, 260);
   const taken = [];
-  pen.font = `500 12px ${ink.font}`;
+  let placed = 0;
   pen.lineJoin = "round";
   pen.textBaseline = "middle";
-  let placed = 0;
   for (const v of new Set(ranked)) {
-    if (placed >= most) break;
     const [x, y] = at(v);
-    if (!(x > 0 && x < width && y > 0 && y < height)) continue;
-    const text = shortened(model.label[v], lit && lit.distance.get(v) === 0 ? 48 : 26);
-    const box = spot(x, y, pen.measureText(text).width, taken, width);
-    if (!box) continue;
-    taken.push(box);
-    placed += 1;
-    pen.strokeStyle = ink.paper;
-    pen.lineWidth = 5;
-    pen.strokeText(text, box.x, box.y);
-    pen.fillStyle = ink.ink;
-    pen.fillText(text, box.x, box.y);
+    if (!(x > -40 && x < width + 40 && y > -40 && y < height + 10)) continue;
+    const band = roomy.get(model.level[v]);
+    if (band) drawCellLabel(pen, scene, band, v, x, y);
+    else if (placed < most && drawFreeLabel(pen, scene, v, x, y, taken)) placed += 1;
   }
   pen.textBaseline = "alphabetic";
+  pen.textAlign = "start";
+}
+
+const isRoomy = (band, camera) => band.wide * camera.k >= 58 && band.high * camera.k >= 44;
+
+function drawCellLabel(pen, scene, band, v, x, y) {
+  const { model, camera, ink } = scene;
+  const [wide, high] = [Math.min(band.wide * camera.k - 10, 190), band.high * camera.k];
+  const below = y + radius(scene, band, v) + 12;
+  pen.font = `500 12px ${ink.font}`;
+  pen.textAlign = "center";
+  const lines = wrapped(pen, model.label[v], wide, clamp(Math.floor((high - 24) / 15), 1, 3));
+  lines.forEach((line, i) => haloed(pen, line, x, below + 15 * i, ink.ink, ink.paper));
+  if (wide < 120 || high < 90) return;
+  pen.font = `11px ${ink.font}`;
+  haloed(pen, `${model.id[v]} · ${percent(model.frequency[v])}`, x, below + 15 * lines.length, ink.muted, ink.paper);
+}
+
+function drawFreeLabel(pen, scene, v, x, y, taken) {
+  const { model, width, lit, ink } = scene;
+  pen.font = `500 12px ${ink.font}`;
+  pen.textAlign = "start";
+  const text = shortened(model.label[v], lit && lit.distance.get(v) === 0 ? 48 : 26);
+  const box = spot(x, y, pen.measureText(text).width, taken, width);
+  if (!box) return false;
+  taken.push(box);
+  haloed(pen, text, box.x, box.y, ink.ink, ink.paper);
+  return true;
+}
+
+function haloed(pen, text, x, y, colour, paper) {
+  pen.strokeStyle = paper;
+  pen.lineWidth = 5;
+  pen.strokeText(text, x, y);
+  pen.fillStyle = colour;
+  pen.fillText(text, x, y);
+}
+
+// Break at spaces into at most `most` lines of `wide` pixels; what does not fit ends in an ellipsis.
+function wrapped(pen, text, wide, most) {
+  const lines = [];
+  let line = "";
+  for (const word of text.split(" ")) {
+    const longer = line === "" ? word : `${line} ${word}`;
+    if (line !== "" && pen.measureText(longer).width > wide) {
+      lines.push(line);
+      line = word;
+    } else line = longer;
+  }
+  lines.push(line);
+  const kept = lines.slice(0, most);
+  if (lines.length > most) kept[most - 1] += "…";
+  return kept.map((each) => fitted(pen, each, wide));
+}
+
+function fitted(pen, text, wide) {
+  if (pen.measureText(text).width <= wide) return text;
+  const characters = Array.from(text.replace(/…$/, ""));
+  while (characters.length > 1 && pen.measureText(`${characters.join("")}…`).width > wide) characters.pop();
+  return `${characters.join("")}…`;
 }
 
 function spot(x, y, wide, taken, width) {

@@ -5,9 +5,10 @@ const MOST_RESULTS = 40;
 function createSearch(model, onOpen, onMatch) {
   const labels = model.label.map((label) => label.toLowerCase());
   let words = null;
-  const ready = block("words").then((loaded) => {
-    words = loaded;
-  });
+  // Not before the first paint: until then labels and ids are enough to search in.
+  const ready = new Promise((resolve) => { setTimeout(resolve, 300); })
+    .then(() => block("words"))
+    .then((loaded) => { words = loaded; });
 
   // Score of a concept for one word of the query; 0 means it does not match.
   function score(v, word) {
@@ -17,9 +18,8 @@ function createSearch(model, onOpen, onMatch) {
     if (at > 0) return /[\p{L}\p{N}]/u.test(labels[v][at - 1]) ? 15 : 25;
     if (model.id[v].startsWith(word)) return 12;
     if (!words) return 0;
-    const within = words[v].indexOf(word);
-    if (within < 0) return 0;
-    return within === 0 || words[v][within - 1] === " " ? 8 : 3;
+    if (words[v].startsWith(word) || words[v].includes(` ${word}`)) return 8;
+    return word.length > 2 && words[v].includes(word) ? 3 : 0;
   }
 
   function scored(text) {
@@ -65,7 +65,7 @@ function createSearch(model, onOpen, onMatch) {
     if (all.length > results.length) list.append(el("li", { class: "none", role: "option", "aria-disabled": "true", "aria-selected": "false" }, `… and ${count.format(all.length - results.length)} more`));
     open(text !== "");
     mark();
-    onMatch(text === "" ? [] : all.slice(0, 300));
+    onMatch(text === "" ? [] : all.filter((v) => labels[v].includes(text.toLowerCase())).slice(0, 200));
     if (text !== "") announce(plural(all.length, "result"));
   }
 

@@ -122,7 +122,7 @@ function createTable(model, search) {
       state.level = wanted;
       refresh();
     },
-    refresh,
+    searchAgain: () => { if (state.text !== "") refresh(); },
     repaint: draw,
   };
 }
