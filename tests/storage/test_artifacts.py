@@ -279,7 +279,7 @@ def test_a_removal_cut_short_is_finished_later(registry):
     for i in (1, 2, 3):
         small(registry, i)
     mark = {"version": 1, "at": datetime(2020, 1, 1, tzinfo=UTC).isoformat()}
-    registry._ledger("toy", "removed").append(1, mark)
+    registry._shelf("toy")._marks().append(1, mark)
     assert [v.version for v in registry.versions("toy")] == [2, 3]
     assert registry.collect_garbage().versions == {"toy": (1,)}
     assert len(registry.location.children("toy/versions")) == 2
@@ -291,7 +291,7 @@ def test_a_promotion_during_a_removal_wins(registry):
         small(registry, i)
     registry.promote("toy", 1)
     mark = {"version": 1, "at": datetime(2020, 1, 1, tzinfo=UTC).isoformat()}
-    registry._ledger("toy", "removed").append(1, mark)
+    registry._shelf("toy")._marks().append(1, mark)
     assert registry.collect_garbage(retention=Retention(keep_last=1)).versions == {"toy": (2,)}
     assert registry.load("toy", "production", verify=True).version == 1
 
