@@ -1,0 +1,147 @@
+"""Checks of the input, and levels made ready for regression: values of unit scale, and activity."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+FEWEST_ROWS = 100
+
+# A column with more zeros than this is zero-inflated: zero means "absent", anything else "present".
+_ZERO_SHARE = 0.02
+# Values beyond this many root-mean-squares of the present values are clipped, so that a handful of
+# extreme rows cannot carry an edge alone.
+_CLIP = 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class DenseColumns:
+    """A level held as a dense matrix.
+
+    Attributes
+    ----------
+    values
+        (n, q) float32, centred, of unit variance; constant columns are all 0.
+    above, below
+        (q,) float32: a row is active where its value lies over ``above`` or under ``below``; a
+        zero-inflated column is active where it is not zero, any other where it exceeds its mean.
+    """
+
+    values: NDArray[np.float32]
+    above: NDArray[np.float32]
+    below: NDArray[np.float32]
+
+    def active(self, index: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return the (n, len(index)) activity of some columns."""
+        values = self.values[:, index]
+        return np.asarray((values > self.above[index]) | (values < self.below[index]))
+
+
+@dataclass(frozen=True, slots=True)
+class SparseColumns:
+    """A level held as sparse columns.
+
+    Attributes
+    ----------
+    values
+        (n, q) float32 CSC, of unit variance but not centred, so that absent stays zero.
+    mean
+        (q,) float64 means of ``values``.
+    constant
+        (q,) bool: whether a column does not vary; its values are dropped.
+    """
+
+    values: sparse.csc_array
+    mean: NDArray[np.float64]
+    constant: NDArray[np.bool_]
+
+
+def check_level(name: str, data: Any) -> Any:
+    """Return ``data`` as a 2-d numpy array or CSR array of finite numbers, or refuse it.
+
+    Raises
+    ------
+    ValueError
+        If ``data`` is not 2-d, has no column, is not numeric, or holds NaN or infinity.
+    """
+    matrix = sparse.csr_array(data) if sparse.issparse(data) else np.asarray(data)
+    if matrix.ndim != 2 or matrix.shape[1] == 0:
+        raise ValueError(
+            f"{name} has shape {matrix.shape}; give a matrix (rows, columns) with a column or more."
+        )
+    stored = matrix.data if sparse.issparse(data) else matrix
+    if stored.dtype.kind not in "biuf":
+        raise ValueError(f"{name} holds {stored.dtype} values; give floats, integers or booleans.")
+    # The sum is finite unless an entry is not (or it overflows, which the full look then clears).
+    if (
+        stored.dtype.kind == "f"
+        and not np.isfinite(stored.sum(dtype=np.float64))
+        and not np.isfinite(stored).all()
+    ):
+        raise ValueError(f"{name} holds NaN or infinite values; drop or impute those rows first.")
+    return matrix
+
+
+def dense_columns(data: NDArray[Any]) -> DenseColumns:
+    """Standardise a dense (n, q) matrix of numbers."""
+    x = _as_float32(data)
+    n = len(x)
+    present = np.count_nonzero(x, axis=0)
+    zero_inflated = present < (1.0 - _ZERO_SHARE) * n
+    mean = np.where(zero_inflated, 0.0, x.mean(axis=0, dtype=np.float64))
+    x -= mean.astype(np.float32)
+    power = np.einsum("ij,ij->j", x, x)
+    cap = _CLIP * np.sqrt(power / np.maximum(np.where(zero_inflated, present, n), 1))
+    top, bottom = x.max(axis=0), x.min(axis=0)
+    for q in np.flatnonzero((top > cap) | (-bottom > cap)):
+        np.clip(x[:, q], -cap[q], cap[q], out=x[:, q])
+    reach = np.abs(mean) + np.maximum(np.abs(top), np.abs(bottom))
+    centre = x.mean(axis=0, dtype=np.float64)
+    spread = np.sqrt(np.maximum(np.einsum("ij,ij->j", x, x) / n - centre**2, 0.0))
+    constant = (top == bottom) | (spread <= 1e-6 * reach)
+    scale = np.where(constant, 1.0, spread)
+    x -= centre.astype(np.float32)
+    x *= np.where(constant, 0.0, 1.0 / scale).astype(np.float32)
+    zero = np.where(constant, 0.0, -centre / scale)
+    slack = 1e-5 * (1.0 + np.abs(zero))
+    return DenseColumns(
+        x,
+        np.where(zero_inflated, zero + slack, 0.0).astype(np.float32),
+        np.where(zero_inflated, zero - slack, -np.inf).astype(np.float32),
+    )
+
+
+def sparse_columns(data: Any) -> SparseColumns:
+    """Bring a sparse (n, q) matrix of numbers to unit variance."""
+    n = data.shape[0]
+    columns = sparse.csc_array(data, dtype=np.float32, copy=True)
+    columns.sum_duplicates()
+    columns.eliminate_zeros()
+    counts = np.diff(columns.indptr)
+    owner = np.repeat(np.arange(len(counts)), counts)
+    size = np.abs(columns.data).max(initial=0.0) or np.float32(1.0)
+    columns.data /= size
+    power = np.bincount(owner, np.square(columns.data, dtype=np.float64), len(counts))
+    cap = _CLIP * np.sqrt(power / np.maximum(counts, 1)).astype(np.float32)
+    np.clip(columns.data, -cap[owner], cap[owner], out=columns.data)
+    mean = np.bincount(owner, columns.data, len(counts)) / n
+    square = np.bincount(owner, np.square(columns.data, dtype=np.float64), len(counts)) / n
+    variance = square - mean**2
+    constant = variance <= 1e-10 * np.maximum(square, 1e-30)
+    scale = np.where(constant, 0.0, 1.0 / np.sqrt(np.where(constant, 1.0, variance)))
+    columns.data *= scale.astype(np.float32)[owner]
+    columns.eliminate_zeros()
+    return SparseColumns(columns, mean * scale, constant)
+
+
+def _as_float32(data: NDArray[Any]) -> NDArray[np.float32]:
+    """Copy to float32; columns beyond its range are scaled into it first."""
+    x = np.array(data, dtype=np.float32, order="C")
+    if data.dtype.kind == "f" and data.dtype.itemsize > 4 and not np.isfinite(x.sum()):
+        largest = np.abs(data).max(axis=0)
+        x = (data / np.where(largest > 0, largest, 1.0)).astype(np.float32)
+    return x

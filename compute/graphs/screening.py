@@ -1,0 +1,109 @@
+"""Which parts may be parents of which whole: forward selection on second moments.
+
+Forward selection from the correlation matrix alone (Efroymson's step-up, as orthogonal matching
+pursuit) costs nothing per row, and conditioning each step on the parts already chosen keeps out the
+many parts that are only correlated with a parent.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+# A part of which less than this share of variance is new given the chosen ones adds nothing that
+# could be estimated.
+_LEAST_NEW = 1e-3
+
+
+def forward_select(
+    among: NDArray[np.floating], to_whole: NDArray[np.floating], steps: int
+) -> tuple[NDArray[np.int64], NDArray[np.floating]]:
+    """Choose ``steps`` candidate parents for each whole.
+
+    Parameters
+    ----------
+    among
+        (p, p) correlations of the parts.
+    to_whole
+        (p, w) correlations of parts and wholes.
+    steps
+        Number of candidates, at most p.
+
+    Returns
+    -------
+    chosen : (w, steps) int
+        Candidates in order of choice; distinct for each whole.
+    gain : (w, steps) float
+        What each step added to the explained share, relative to what the steps before had left.
+    """
+    p, w = to_whole.shape
+    rows = np.arange(w)
+    chosen = np.zeros((w, steps), dtype=np.int64)
+    partial = np.ascontiguousarray(to_whole.T)
+    new = np.ones((w, p), dtype=partial.dtype)
+    directions = np.zeros((w, steps, p), dtype=partial.dtype)
+    taken = np.zeros((w, p), dtype=np.bool_)
+    gains = np.zeros((w, steps), dtype=partial.dtype)
+    left = np.ones(w, dtype=partial.dtype)
+    for m in range(steps):
+        gain = partial * partial / np.maximum(new, _LEAST_NEW)
+        gain[new < _LEAST_NEW] = -1.0
+        gain[taken] = -2.0
+        best = gain.argmax(axis=1)
+        chosen[:, m] = best
+        taken[rows, best] = True
+        gains[:, m] = np.maximum(gain[rows, best], 0.0) / np.maximum(left, 1e-6)
+        left -= np.maximum(gain[rows, best], 0.0)
+        direction = among[best]
+        if m:
+            weights = directions[rows, :m, best]
+            direction = direction - np.matmul(weights[:, None, :], directions[:, :m])[:, 0]
+        norm = np.sqrt(np.maximum(new[rows, best], _LEAST_NEW))[:, None]
+        direction = direction / norm
+        step = partial[rows, best][:, None] / norm
+        directions[:, m] = direction
+        new -= direction * direction
+        partial -= step * direction
+    return chosen, gains
+
+
+def pick_siblings(
+    among: NDArray[np.floating],
+    to_whole: NDArray[np.floating],
+    wholes: NDArray[np.floating],
+    chosen: NDArray[np.int64],
+    group: NDArray[np.int64],
+    count: int,
+) -> NDArray[np.int64]:
+    """Choose, for some wholes, the siblings most correlated with each given its candidates.
+
+    Parameters
+    ----------
+    among, to_whole
+        As for :func:`forward_select`, over all w wholes.
+    wholes
+        (w, w) correlations of the wholes.
+    chosen
+        (g, m) candidates of the wholes of the group.
+    group
+        (g,) int: which wholes.
+    count
+        Siblings per whole, at most w − 1.
+
+    Returns
+    -------
+    (g, count) int
+    """
+    if count == 0:
+        return chosen[:, :0]
+    rows = np.arange(len(group))
+    m = chosen.shape[1]
+    gram = among[chosen[:, :, None], chosen[:, None, :]] + 1e-3 * np.eye(m, dtype=among.dtype)
+    cross = to_whole[chosen]
+    weights = np.linalg.solve(gram, to_whole[chosen, group[:, None]][..., None])[..., 0]
+    solved = np.linalg.solve(gram, cross)
+    left = np.maximum(1.0 - np.einsum("gmw,gmw->gw", cross, solved), 1e-3)
+    own = np.matmul(weights[:, None, :], cross)[:, 0]
+    score = np.square(wholes[group] - own) / left
+    score[rows, group] = -1.0
+    return np.argpartition(-score, count - 1, axis=1)[:, :count]
