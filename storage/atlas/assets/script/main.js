@@ -44,9 +44,11 @@ function start(model) {
     if (hash.has("level")) table.showLevel(hash.get("level"));
     controls.focus(node !== null && hash.has("focus") ? node : null);
     map.resize();
+    // The text first: it is what was asked for, and lighting up the map takes a few frames.
+    await fill(node);
+    if (node !== shownConcept) return;
     map.select(node);
     table.select(node);
-    await fill(node);
   }
 
   function viewOf(hash) {
