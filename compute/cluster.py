@@ -5,10 +5,10 @@ Without ``RAY_ADDRESS`` a cluster is started on this machine, and ends with this
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ __all__ = [
     "Progress",
     "actor_options",
     "connect",
+    "disconnect",
     "run_on_actors",
     "silent",
     "watch",
@@ -36,18 +37,16 @@ def silent(done: int, total: int, /) -> None:
     """Progress that nobody watches."""
 
 
-@contextlib.contextmanager
-def connect() -> Iterator[None]:
-    """Use the running connection to Ray, or hold one for the duration of the block.
+def connect() -> None:
+    """Connect to Ray, unless this process is connected already.
 
     A cluster started here listens on the loopback address as far as Ray lets it; its dashboard is
-    off, and so is its telemetry.
+    off, and so is its telemetry. It serves until :func:`disconnect`, or the end of this process.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
     if ray.is_initialized():
-        yield
         return
     address = os.environ.get("RAY_ADDRESS")
     local: dict[str, Any] = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
@@ -57,9 +56,13 @@ def connect() -> Iterator[None]:
         log_to_driver=False,
         **({} if address else local),
     )
-    try:
-        yield
-    finally:
+
+
+def disconnect() -> None:
+    """Leave Ray; a cluster that :func:`connect` started ends."""
+    # Without Ray in memory there is no connection, and importing it would cost a second.
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
         ray.shutdown()
 
 

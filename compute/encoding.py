@@ -243,21 +243,21 @@ def encode(
     if shards:
         import ray
 
-        with connect():
-            encoder = ray.remote(max_restarts=3, max_task_retries=3, **actor_options(resources))(
-                _Encoder
-            )
-            encoded = run_on_actors(
-                lambda: encoder.remote(
-                    activations, learned.url, location.url, plan, settings, resources
-                ),
-                worker_count(resources, len(shards)),
-                "encode",
-                shards,
-            )
-            for _, rows in encoded:
-                done += rows
-                progress(done, plan.n_rows)
+        connect()
+        encoder = ray.remote(max_restarts=3, max_task_retries=3, **actor_options(resources))(
+            _Encoder
+        )
+        encoded = run_on_actors(
+            lambda: encoder.remote(
+                activations, learned.url, location.url, plan, settings, resources
+            ),
+            worker_count(resources, len(shards)),
+            "encode",
+            shards,
+        )
+        for _, rows in encoded:
+            done += rows
+            progress(done, plan.n_rows)
     writer.seal()
     return CodeSet(location)
 

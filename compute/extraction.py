@@ -105,25 +105,25 @@ def write_activations(
         import ray
 
         options = actor_options(resources)
-        with connect():
-            extractor = ray.remote(max_restarts=3, max_task_retries=3, **options)(_Extractor)
-            staged = run_on_actors(
-                lambda: extractor.remote(load, location.url, plan, resources.cpus),
-                worker_count(resources, len(blocks)),
-                "stage",
-                ((block, items(block)) for block in blocks),
-            )
-            for _, rows in staged if blocks else ():
-                done += rows
-                progress(done, plan.n_rows)
-            shard_writer = ray.remote(max_restarts=3, max_task_retries=3, num_cpus=1)(_ShardWriter)
-            written = run_on_actors(
-                lambda: shard_writer.remote(location.url, plan),
-                worker_count(ResourceSettings(cpus=1), len(shards)),
-                "write",
-                shards,
-            )
-            for _ in written:
-                pass
+        connect()
+        extractor = ray.remote(max_restarts=3, max_task_retries=3, **options)(_Extractor)
+        staged = run_on_actors(
+            lambda: extractor.remote(load, location.url, plan, resources.cpus),
+            worker_count(resources, len(blocks)),
+            "stage",
+            ((block, items(block)) for block in blocks),
+        )
+        for _, rows in staged if blocks else ():
+            done += rows
+            progress(done, plan.n_rows)
+        shard_writer = ray.remote(max_restarts=3, max_task_retries=3, num_cpus=1)(_ShardWriter)
+        written = run_on_actors(
+            lambda: shard_writer.remote(location.url, plan),
+            worker_count(ResourceSettings(cpus=1), len(shards)),
+            "write",
+            shards,
+        )
+        for _ in written:
+            pass
     writer.seal()
     return ActivationSet(location)

@@ -72,14 +72,14 @@ def train(
     """
     import ray
 
-    with connect():
-        task = ray.remote(max_retries=3, **actor_options(resources))(_train)
-        scores: dict[str, dict[str, float]] = watch(
-            lambda report: task.remote(
-                activations, location.url, settings, metadata, resources, report
-            ),
-            progress,
-        )
+    connect()
+    task = ray.remote(max_retries=3, **actor_options(resources))(_train)
+    scores: dict[str, dict[str, float]] = watch(
+        lambda report: task.remote(
+            activations, location.url, settings, metadata, resources, report
+        ),
+        progress,
+    )
     return scores
 
 

@@ -89,18 +89,18 @@ def recover_graph(
     import ray
 
     pairs = list(enumerate(zip((None, *codes.levels[:-1]), codes.levels, strict=True)))
-    with connect():
-        task = ray.remote(max_retries=3, num_cpus=resources.cpus)(_recover_pair)
-        running = {
-            task.remote(activations, codes, observed, part, whole, settings): number
-            for number, (part, whole) in pairs
-        }
-        found: dict[int, dict[str, Any]] = {}
-        progress(0, len(pairs))
-        while running:
-            (ready,), _ = ray.wait(list(running), num_returns=1)
-            found[running.pop(ready)] = ray.get(ready)
-            progress(len(found), len(pairs))
+    connect()
+    task = ray.remote(max_retries=3, num_cpus=resources.cpus)(_recover_pair)
+    running = {
+        task.remote(activations, codes, observed, part, whole, settings): number
+        for number, (part, whole) in pairs
+    }
+    found: dict[int, dict[str, Any]] = {}
+    progress(0, len(pairs))
+    while running:
+        (ready,), _ = ray.wait(list(running), num_returns=1)
+        found[running.pop(ready)] = ray.get(ready)
+        progress(len(found), len(pairs))
     edges: dict[str, list[Any]] = {name: [] for name in _EDGE_COLUMNS}
     nodes: dict[str, list[Any]] = {name: [] for name in _NODE_COLUMNS}
     used = np.unique(found[0]["part"])

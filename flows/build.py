@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from prefect import flow
 
+from compute.cluster import disconnect
 from flows.recipe import Recipe
 from storage.references import Reference
 from tasks.publishing import publish
@@ -27,6 +28,13 @@ def build(recipe: Recipe) -> dict[str, Reference]:
     dict of str to Reference
         One reference per step.
     """
+    try:
+        return _steps(recipe)
+    finally:
+        disconnect()
+
+
+def _steps(recipe: Recipe) -> dict[str, Reference]:
     store, levels = recipe.store, recipe.levels
     check(store, recipe.model, recipe.inputs, levels, recipe.extract, recipe.learn)
     activations = extract(

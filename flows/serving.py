@@ -36,8 +36,8 @@ def serve_nightly(
         schedule = CronSchedule(cron=cron, timezone=timezone)
     except ValueError as error:
         raise BadInput(
-            f"schedule {cron!r} in {timezone!r} is not valid: give five cron fields and a time zone "
-            "such as Europe/Berlin."
+            f"schedule {cron!r} in {timezone!r} is not valid: give five cron fields and a time "
+            "zone such as Europe/Berlin."
         ) from error
     with local_server() as url:
         from flows.build import build

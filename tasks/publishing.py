@@ -67,7 +67,8 @@ def publish(
         created_at = datetime.now(UTC).replace(microsecond=0)
         # The page names its version before the registry has given the number. Should another
         # publisher of the same name come between, the manifest is right and the page is one off.
-        version = max((v.version for v in registry.versions(name)), default=0) + 1
+        known = registry.versions(name) if name in registry.names() else []
+        version = max((v.version for v in known), default=0) + 1
         steps = [(step.step, step.seconds) for step in (activations, dictionaries, codes, graph)]
         data = publication.atlas_data(
             findings,
