@@ -158,9 +158,9 @@ def test_filters_hide_edges(visit, small):
     page.locator(".filters summary").click()
     count = page.locator(".filters .readout")
     assert count.inner_text() == "300 of 300 edges"
-    page.get_by_label("Confidence").fill("90")
+    page.get_by_label("Confidence", exact=True).fill("90")
     assert int(count.inner_text().split()[0]) < 300
-    page.get_by_label("Confidence").fill("0")
+    page.get_by_label("Confidence", exact=True).fill("0")
     page.get_by_label("Verdict").select_option("refuted")
     refuted = sum(e.verdict == "refuted" for e in synthetic_atlas().edges)
     assert count.inner_text() == f"{refuted} of 300 edges"
@@ -186,9 +186,8 @@ def test_a_phone_shows_one_thing_at_a_time_without_sideways_scrolling(visit, sma
         page = visit(small, fragment=fragment, width=360, height=740)
         wide = page.evaluate("document.documentElement.scrollWidth")
         assert wide <= 360, (fragment, wide)
-        inner = page.evaluate(
-            "(() => { const p = document.getElementById('panel'); return p.scrollWidth - p.clientWidth })()"
-        )
+        panel = page.locator("#panel")
+        inner = panel.evaluate("panel => panel.scrollWidth - panel.clientWidth")
         assert inner <= 0, fragment
 
 
@@ -224,7 +223,10 @@ def test_hostile_text_is_text(visit, tmp_path):
     data = AtlasData(
         name=text, version=1, created_at="2026-03-01T02:00:00Z", title=text, description=text,
         facts=((text, text),), steps=((text, 1.0),),
-        levels=tuple(Level(level=n, name=text, hookpoint=text, n_concepts=1, metrics={text: 1.0}) for n in (0, 1)),
+        levels=tuple(
+            Level(level=n, name=text, hookpoint=text, n_concepts=1, metrics={text: 1.0})
+            for n in (0, 1)
+        ),
         concepts=concepts,
         edges=(Edge(source="0:0", target="1:0", strength=1, confidence=1),),
     )  # fmt: skip

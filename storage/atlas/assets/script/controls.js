@@ -46,16 +46,17 @@ function createControls(model, map) {
   const lonely = everLinked.reduce((sum, value) => sum + (value === 0 ? 1 : 0), 0);
 
   function slider(label, format, onSlide) {
-    const value = el("output", {}, format(0));
+    const value = el("span", { class: "cut", "aria-hidden": "true" }, format(0));
     const input = el("input", {
-      type: "range", min: "0", max: "100", value: "0", "aria-label": label,
+      type: "range", min: "0", max: "100", value: "0", "aria-label": label, "aria-valuetext": format(0),
       oninput: () => {
         onSlide(Number(input.value) / 100);
         value.textContent = format(Number(input.value) / 100);
+        input.setAttribute("aria-valuetext", value.textContent);
         apply(false);
       },
     });
-    return el("label", { class: "slider" }, el("span", {}, label), value, input);
+    return el("div", { class: "slider" }, el("span", { "aria-hidden": "true" }, label), value, input);
   }
 
   function choice(label, options, onChoose) {
