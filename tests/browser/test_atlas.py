@@ -90,7 +90,7 @@ def test_a_deep_link_shows_examples_parents_children_and_history(visit, small):
     assert title(page) == concept.label
     for heading in ("Strongest examples", "Part of", "Neighbours", "History"):
         assert heading in text
-    assert page.locator(".in-short .t.peak").count() == len(concept.examples)
+    assert page.locator(".example .t.peak").count() == len(concept.examples)
     page.locator(f'#panel .edges a[href*="{edge.target}"]').first.click()
     page.wait_for_function(
         "id => document.querySelector('#panel .id').textContent === id", arg=edge.target

@@ -33,7 +33,7 @@ function tokenStrip(example, scale, around = null) {
   return strip;
 }
 
-function textExample(example, scale) {
+function textExample(example, scale, whole) {
   return el(
     "li",
     { class: "example" },
@@ -41,8 +41,7 @@ function textExample(example, scale) {
       el("span", { class: "activation" }, number(example.activation)),
       el("span", { class: "unseen" }, ` activation, peak at “${readable(example.tokens[example.peak])}”. `),
       el("span", { class: "source" }, seen(example.source))),
-    el("div", { class: "in-short" }, tokenStrip(example, scale, WINDOW)),
-    el("div", { class: "in-full" }, tokenStrip(example, scale)),
+    tokenStrip(example, scale, whole ? null : WINDOW),
   );
 }
 
@@ -65,14 +64,18 @@ function exampleSection(examples, scale) {
   const texts = examples.filter((example) => example.tokens);
   const images = examples.filter((example) => example.image);
   const section = el("section", { class: "card" });
-  const whole = el("button", { type: "button", class: "quiet", "aria-pressed": "false", onclick: () => {
-    const on = section.classList.toggle("whole");
+  const list = el("div", {});
+  const show = (on) => {
+    list.replaceChildren(...[growing("ol", "examples", texts, (example) => textExample(example, scale, on), FIRST_EXAMPLES)].flat());
+    section.classList.toggle("whole", on);
     whole.setAttribute("aria-pressed", String(on));
-  } }, "Full context");
+  };
+  const whole = el("button", { type: "button", class: "quiet", onclick: () => show(!section.classList.contains("whole")) }, "Full context");
   section.append(el("div", { class: "card-head" }, el("h3", {}, "Strongest examples"), texts.length > 0 ? whole : null));
   if (images.length > 0) section.append(growing("ul", "pictures", images, imageExample, 9));
   if (texts.length > 0) {
-    section.append(heatScale(scale), growing("ol", "examples", texts, (example) => textExample(example, scale), FIRST_EXAMPLES));
+    section.append(heatScale(scale), list);
+    show(false);
   }
   return section;
 }
