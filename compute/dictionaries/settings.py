@@ -52,8 +52,23 @@ class DictionarySettings(BaseModel):
     aux_weight: float = Field(
         1 / 32, ge=0, description="Weight of the auxiliary loss against the reconstruction."
     )
-    dead_after: int = Field(
-        200_000, ge=1, description="A concept that has not fired for this many rows is dead."
+    dead_after: int | None = Field(
+        None,
+        ge=1,
+        description=(
+            "A concept that has not fired for this many rows is dead; left out, a hundred times"
+            " the n_concepts / k rows after which the average concept fires."
+        ),
+    )
+    spare: float | None = Field(
+        None,
+        ge=0,
+        le=4,
+        description=(
+            "Concepts trained beyond n_concepts in the first half of the run, as a share of them;"
+            " the least useful are then dropped. Left out, 0.5 for dictionaries of up to twice the"
+            " dimension and none for wider ones."
+        ),
     )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32",
@@ -81,6 +96,22 @@ class DictionarySettings(BaseModel):
         """Dead concepts per row that learn from the residual of rows of dimension ``d``."""
         return min(2 * self.k, d // 2) if self.aux_k is None else self.aux_k
 
+    def rows_until_dead(self) -> int:
+        """Rows without firing after which a concept is dead."""
+        return self.dead_after or max(10_000, 100 * self.n_concepts // self.k)
+
+    def spare_concepts(self, d: int) -> int:
+        """Concepts beyond ``n_concepts`` with which training on rows of dimension ``d`` starts.
+
+        With as many concepts as there are true directions, some merge two of them and never part
+        again; spare concepts take the place, and the merged ones become the useless ones. A
+        dictionary far wider than the dimension has spare concepts anyway.
+        """
+        share = self.spare
+        if share is None:
+            share = 0.5 if self.n_concepts <= 2 * d else 0.0
+        return round(share * self.n_concepts) if self.steps > 1 else 0
+
     def peak_learning_rate(self) -> float:
         """The given learning rate, or the one that suits ``n_concepts``.
 
@@ -93,3 +124,8 @@ class DictionarySettings(BaseModel):
         rise = (step + 1) / max(1.0, self.warm_up * self.steps)
         fall = (self.steps - step) / max(1.0, self.decay * self.steps)
         return self.peak_learning_rate() * max(0.0, min(1.0, rise, fall))
+
+    @property
+    def spare_until(self) -> int:
+        """Steps taken with the spare concepts."""
+        return self.steps // 2

@@ -13,6 +13,12 @@ from compute.dictionaries.dictionary import Dictionary
 from compute.dictionaries.normalization import estimate_normalization
 from compute.dictionaries.settings import DictionarySettings
 
+# Everything else that is not a scalar has one row or number per concept.
+_PER_DIMENSION = {"decoder_bias", "mean"}
+
+# How fast a concept's usefulness forgets: a memory of about a hundred batches.
+_USEFULNESS_RATE = 0.01
+
 
 class StepMetrics(NamedTuple):
     """What one optimiser step saw. Scalars stay tensors: reading one waits for the device.
@@ -75,6 +81,8 @@ class DictionaryTrainer:
         self._check(batch)
         if not self._started:
             self._start(batch)
+        if self.steps_done == self.settings.spare_until:
+            self._drop_spare()
         rows = (batch - self.normalization.mean) / self.normalization.scale
         dead = self.dead
         gradients = self._architecture.gradients(
@@ -84,6 +92,7 @@ class DictionaryTrainer:
         self._update(gradients.by_parameter, learning_rate)
         self.rows_since_fired += len(batch)
         self.rows_since_fired[gradients.fired > 0] = 0
+        self.usefulness.lerp_(gradients.usefulness / len(batch), _USEFULNESS_RATE)
         self.steps_done += 1
         return StepMetrics(
             step=self.steps_done,
@@ -97,8 +106,8 @@ class DictionaryTrainer:
 
     @property
     def dead(self) -> Tensor:
-        """(n_concepts,) bool: has not fired for ``settings.dead_after`` rows."""
-        return self.rows_since_fired > self.settings.dead_after
+        """(n,) bool: which concepts have not fired for as long as the settings allow."""
+        return self.rows_since_fired > self.settings.rows_until_dead()
 
     @property
     def dictionary(self) -> Dictionary:
@@ -111,8 +120,9 @@ class DictionaryTrainer:
         """
         if not self._started:
             raise ValueError("the trainer has seen no batch yet: call step before dictionary")
+        kept = self._most_useful()
         name, weights = self._architecture.publish(
-            self.parameters, self.buffers, self.normalization
+            _select(self.parameters, kept), _select(self.buffers, kept), self.normalization
         )
         return Dictionary(name, weights, k=self.settings.k)
 
@@ -138,6 +148,7 @@ class DictionaryTrainer:
             "mean": self.normalization.mean,
             "scale": self.normalization.scale,
             "rows_since_fired": self.rows_since_fired,
+            "usefulness": self.usefulness,
             "steps_done": torch.tensor(self.steps_done),
         }
         return {name: tensor.detach().clone() for name, tensor in state.items()}
@@ -148,27 +159,19 @@ class DictionaryTrainer:
         Raises
         ------
         ValueError
-            If a tensor is missing or the state belongs to other settings.
+            If the state belongs to other settings.
         """
-        n = self.settings.n_concepts
-        found = state["parameters.decoder"].shape[0] if "parameters.decoder" in state else None
-        if found != n:
+        n, d = state["parameters.decoder"].shape
+        settings = self.settings
+        spare = (
+            settings.spare_concepts(d) if int(state["steps_done"]) <= settings.spare_until else 0
+        )
+        if n != settings.n_concepts + spare:
             raise ValueError(
-                f"the state holds {found} concepts but the settings say n_concepts = {n}: load it"
-                " with the settings it was made with"
+                f"the state holds {n} concepts where the settings lead to"
+                f" {settings.n_concepts + spare}: load it with the settings it was made with"
             )
-        state = {name: tensor.to(self.device, copy=True) for name, tensor in state.items()}
-        self.parameters = _part(state, "parameters")
-        self.buffers = _part(state, "buffers")
-        self.normalization = Normalization(state["mean"], state["scale"])
-        self.rows_since_fired = state["rows_since_fired"]
-        self.steps_done = int(state["steps_done"])
-        self._optimizer = _adam(self.parameters)
-        for name, tensor in self.parameters.items():
-            self._optimizer.state[tensor] = {
-                moment: state[f"{moment}.{name}"] for moment in ("step", "exp_avg", "exp_avg_sq")
-            }
-        self._started = True
+        self._adopt({name: tensor.to(self.device, copy=True) for name, tensor in state.items()})
 
     def checkpoint(self) -> bytes:
         """Settings and state as one safetensors file, settings as JSON in its metadata."""
@@ -202,12 +205,34 @@ class DictionaryTrainer:
         )
         generator = torch.Generator().manual_seed(self.settings.seed)
         rows = (batch - self.normalization.mean) / self.normalization.scale
-        self.parameters = self._architecture.parameters(self.settings, rows, generator)
-        self.buffers = self._architecture.buffers(self.settings, self.device)
-        self.rows_since_fired = torch.zeros(
-            self.settings.n_concepts, dtype=torch.int64, device=self.device
-        )
+        n = self.settings.n_concepts + self.settings.spare_concepts(batch.shape[1])
+        self.parameters = self._architecture.parameters(n, rows, self.settings, generator)
+        self.buffers = self._architecture.buffers(rows, self.settings)
+        self.rows_since_fired = torch.zeros(n, dtype=torch.int64, device=self.device)
+        self.usefulness = torch.zeros(n, device=self.device)
         self._optimizer = _adam(self.parameters)
+        self._started = True
+
+    def _most_useful(self) -> Tensor:
+        """Indices of the ``n_concepts`` most useful concepts, ascending."""
+        return self.usefulness.topk(self.settings.n_concepts).indices.sort().values
+
+    def _drop_spare(self) -> None:
+        if len(self.usefulness) > self.settings.n_concepts:
+            self._adopt(_select(self.state_dict(), self._most_useful()))
+
+    def _adopt(self, state: Mapping[str, Tensor]) -> None:
+        self.parameters = _part(state, "parameters")
+        self.buffers = _part(state, "buffers")
+        self.normalization = Normalization(state["mean"], state["scale"])
+        self.rows_since_fired = state["rows_since_fired"]
+        self.usefulness = state["usefulness"]
+        self.steps_done = int(state["steps_done"])
+        self._optimizer = _adam(self.parameters)
+        for name, tensor in self.parameters.items():
+            self._optimizer.state[tensor] = {
+                moment: state[f"{moment}.{name}"] for moment in ("step", "exp_avg", "exp_avg_sq")
+            }
         self._started = True
 
     def _update(self, gradients: Mapping[str, Tensor], learning_rate: float) -> None:
@@ -217,6 +242,16 @@ class DictionaryTrainer:
         self._optimizer.step()
         decoder = self.parameters["decoder"]
         decoder.div_(torch.linalg.vector_norm(decoder, dim=1, keepdim=True).clamp(min=1e-12))
+
+
+def _select(tensors: Mapping[str, Tensor], kept: Tensor) -> dict[str, Tensor]:
+    """Only the ``kept`` concepts of every tensor that holds something per concept."""
+    return {
+        name: tensor
+        if tensor.ndim == 0 or name.rpartition(".")[2] in _PER_DIMENSION
+        else tensor[kept]
+        for name, tensor in tensors.items()
+    }
 
 
 def _adam(parameters: Mapping[str, Tensor]) -> torch.optim.Adam:

@@ -32,7 +32,10 @@ class Gradients:
     by_parameter
         A gradient for each trainable parameter, of its shape.
     fired
-        (n_concepts,) int64, the number of rows of the batch in which each concept was active.
+        (n,) int64, the number of rows of the batch in which each concept was active.
+    usefulness
+        (n,) by how much the squared error of the batch would rise without each concept, all other
+        codes unchanged.
     loss
         Mean squared reconstruction error per coordinate, a scalar tensor.
     aux_loss
@@ -41,6 +44,7 @@ class Gradients:
 
     by_parameter: Tensors
     fired: Tensor
+    usefulness: Tensor
     loss: Tensor
     aux_loss: Tensor
 
@@ -50,7 +54,7 @@ class Architecture(ABC):
 
     ``parameters`` are trained by Adam; ``buffers`` are what a step updates by its own rule. All
     parameters live in normalised space (see :class:`Normalization`). Every architecture has at
-    least ``decoder`` (n_concepts, d), whose rows the trainer keeps at unit norm, and
+    least ``decoder`` (n, d), whose rows the trainer keeps at unit norm, and
     ``decoder_bias`` (d,).
     """
 
@@ -58,12 +62,12 @@ class Architecture(ABC):
 
     @abstractmethod
     def parameters(
-        self, settings: DictionarySettings, batch: Tensor, generator: torch.Generator
+        self, n: int, batch: Tensor, settings: DictionarySettings, generator: torch.Generator
     ) -> Tensors:
-        """Initial parameters; ``batch`` (b, d) is the first batch, normalised."""
+        """Initial parameters of n concepts; ``batch`` (b, d) is the first batch, normalised."""
 
-    def buffers(self, settings: DictionarySettings, device: torch.device) -> Tensors:
-        """Initial buffers."""
+    def buffers(self, batch: Tensor, settings: DictionarySettings) -> Tensors:
+        """Initial buffers: scalars, or one number per concept."""
         return {}
 
     @abstractmethod
@@ -77,7 +81,8 @@ class Architecture(ABC):
     ) -> Gradients:
         """Gradients of the loss on one normalised batch (b, d); may update ``buffers`` in place.
 
-        ``dead`` is (n_concepts,) bool.
+        ``dead`` is (n,) bool. The number n of concepts is that of the parameters: it exceeds
+        ``settings.n_concepts`` while there are spare ones.
         """
 
     @abstractmethod

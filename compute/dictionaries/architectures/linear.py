@@ -47,10 +47,10 @@ class LinearEncoder(Architecture):
     """Pre-activations ``(u - decoder_bias) @ encoder.T + encoder_bias``; subclasses select."""
 
     def parameters(
-        self, settings: DictionarySettings, batch: Tensor, generator: torch.Generator
+        self, n: int, batch: Tensor, settings: DictionarySettings, generator: torch.Generator
     ) -> Tensors:
         """Random unit directions, read by the encoder as they are written by the decoder."""
-        n, d = settings.n_concepts, batch.shape[1]
+        d = batch.shape[1]
         directions = unit_rows(torch.randn(n, d, generator=generator)).to(batch.device)
         return {
             "encoder": directions.clone(),
@@ -87,8 +87,8 @@ class LinearEncoder(Architecture):
         settings: DictionarySettings,
     ) -> Gradients:
         """Reconstruction and auxiliary gradients, from the active entries alone."""
-        n, b = settings.n_concepts, batch.shape[0]
         encoder, decoder = parameters["encoder"], parameters["decoder"]
+        n, b = len(decoder), len(batch)
         centred = batch - parameters["decoder_bias"]
         pre = encode(centred, encoder, parameters["encoder_bias"], settings.precision)
         entries = self.select(pre, buffers, settings)
@@ -98,6 +98,13 @@ class LinearEncoder(Architecture):
         rebuilt = self.reconstruct(entries, parameters, batch, settings)
 
         value_slopes = active * rebuilt.value_slopes
+        fired = sum_values(entries.concepts, active.float(), n).long()
+        # Without an entry the error rises by v² - v · numel · ∂L/∂v, the loss being quadratic.
+        usefulness = sum_values(
+            entries.concepts,
+            entries.values * (entries.values - batch.numel() * value_slopes),
+            n,
+        )
         concepts, rows = entries.concepts, entries.rows
         values, slopes, slope_rows = entries.values, rebuilt.slopes, rebuilt.slope_rows
         aux_loss = torch.zeros((), device=batch.device)
@@ -128,7 +135,8 @@ class LinearEncoder(Architecture):
                 "decoder": decoder_gradient,
                 "decoder_bias": rebuilt.slopes[:b].sum(0) - encoder_bias @ encoder,
             },
-            fired=torch.bincount(entries.concepts[active], minlength=n),
+            fired=fired,
+            usefulness=usefulness,
             loss=rebuilt.loss,
             aux_loss=aux_loss,
         )
