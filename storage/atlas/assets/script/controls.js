@@ -4,7 +4,8 @@ function createControls(model, map) {
   const learntFrom = model.levels.map(({ level }) => level);
   const state = { strength: 0, confidence: 0, levels: new Set(learntFrom), sign: "both", verdict: "all", joined: model.m > 0, focus: null };
   const quantiles = Float64Array.from(model.weight).sort();
-  const readout = el("output", { class: "readout" });
+  // Not an <output>: browsers do not open a <details> by a click on a form control in its summary.
+  const readout = el("span", { class: "readout", "aria-live": "polite" });
 
   // The slider runs over quantiles: strengths are long-tailed, and a linear slider would do all its work at one end.
   const cutAt = (share) => (share === 0 || model.m === 0 ? 0 : quantiles[Math.min(model.m - 1, Math.floor(share * model.m))]);
