@@ -119,9 +119,10 @@ def expand_levels(
         if not matches:
             find_hookpoint(points, level.hookpoint)
         for name in matches:
-            alone = len(matches) == 1 and not isinstance(wanted, str)
+            when = "" if level.timestep is None else f"-t{level.timestep:03d}"
+            own_name = len(matches) == 1 and not isinstance(wanted, str)
             expanded.append(
-                replace(level, name=level.name if alone else slug(name), hookpoint=name)
+                Level(level.name if own_name else slug(name) + when, name, level.timestep)
             )
     return check_levels(expanded)
 
