@@ -68,8 +68,7 @@ class Basis:
             One feature a row; the whole is last.
         """
         m = self.candidates
-        first, second = self.pairs
-        stop = m + len(first)
+        stop = m + len(self.pairs[0])
         out = np.empty((self.size + 1, len(values)), dtype=np.float32)
         out[:m] = values.T
         start = m

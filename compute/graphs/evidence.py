@@ -7,7 +7,7 @@ codes, all from the quadratic regression on the chosen parents and the sibling w
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,7 +85,7 @@ def weigh(
     features = basis.features(values, controls, whole)
     m = features.shape[1]
     edges = np.linspace(0, m, _BLOCKS + 1).astype(int)
-    pieces = [features[:, a:b] for a, b in zip(edges[:-1], edges[1:])]
+    pieces = [features[:, a:b] for a, b in pairwise(edges)]
     seconds = np.stack([piece @ piece.T for piece in pieces]).astype(np.float64)
     firsts = np.stack([piece.sum(axis=1, dtype=np.float64) for piece in pieces])
     moments = standardise(seconds.sum(axis=0)[None], firsts.sum(axis=0)[None], n)

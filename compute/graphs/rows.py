@@ -49,6 +49,9 @@ class Rows(Protocol):
     ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """Return the (m, k) activity of some parts and the (m,) activity of one whole."""
 
+    def residual_shares(self, residuals: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+        """Return (p, len(residuals)) squared correlations of parts with (m,) residuals."""
+
 
 class DenseRows:
     """Two dense levels. The last control is the sum of all other wholes: what selection sees."""
@@ -77,6 +80,14 @@ class DenseRows:
     ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """Return the (n, k) activity of some parts and the (n,) activity of one whole."""
         return self.parts.active(parts), self.wholes.active(np.asarray([whole]))[:, 0]
+
+    def residual_shares(self, residuals: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+        """Return (p, len(residuals)) squared correlations of parts with (n,) residuals."""
+        x = self.parts.values
+        if not residuals:
+            return np.zeros((x.shape[1], 0), dtype=np.float32)
+        # Residuals are in units of the whole's deviation and so are not scaled again.
+        return np.square(x.T @ np.stack(residuals, axis=1) / np.float32(self.n))
 
 
 class SparseRows:
@@ -117,11 +128,11 @@ class SparseRows:
         rows = [m.indices[a:b] for (m, _), (a, b) in zip(columns, spans)]
         every = np.concatenate(rows)
         # Writing each position into its row's slot leaves one winner per row: the distinct rows,
-        # without sorting.
+        # without sorting all of them.
         slot = self._slot
         order = np.arange(len(every), dtype=np.int32)
         slot[every] = order
-        distinct = every[slot[every] == order]
+        distinct = np.sort(every[slot[every] == order])
         slot[distinct] = np.arange(len(distinct), dtype=np.int32)
         out = np.zeros((len(columns), len(distinct)), dtype=np.float32)
         for c, ((m, _), (a, b)) in enumerate(zip(columns, spans)):
@@ -138,3 +149,7 @@ class SparseRows:
         out /= np.float32(self.n)
         out -= np.outer(left.mean, right.mean).astype(np.float32)
         return out
+
+    def residual_shares(self, residuals: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+        """Return zeros: sparse codes are screened on all their rows and get no second look."""
+        return np.zeros((self.parts.values.shape[1], len(residuals)), dtype=np.float32)

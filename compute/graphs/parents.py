@@ -1,0 +1,83 @@
+"""The parents of every whole: candidates over the bar, weighed, and searched once more."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compute.graphs.candidates import Candidates, elimination_path
+from compute.graphs.decision import Bar, beyond_chance
+from compute.graphs.evidence import WholeEvidence, weigh
+from compute.graphs.rows import Rows
+
+# An edge must be carried by more rows than this, as counted by its heteroscedasticity-consistent
+# chi-squared. Two codes that are each present in few rows meet eight times by chance less than
+# once in a million pairs wherever meeting eight times would look significant to the first test.
+_FEWEST_CARRIERS = 8.0
+# The second search starts where the residual still goes with a part by this share of the bar; it
+# takes this many parts in, most of them neighbours of the one that was missed.
+_SUSPICION = 0.25
+_SECOND_LOOK = 4
+
+
+class Parents(NamedTuple):
+    """The parents (k,) of one whole, ascending, and their evidence."""
+
+    parts: NDArray[np.int64]
+    evidence: WholeEvidence
+
+
+def find_parents(rows: Rows, found: Candidates, bar: Bar, n_pairs: int) -> dict[int, Parents]:
+    """Settle the parents of every whole that has any.
+
+    Screening sees first-order effects only, so a parent that mostly acts together with others can
+    be crowded out by their neighbours. The residual of the quadratic fit, from which what the
+    found parents do together is gone, shows it.
+    """
+    chosen = beyond_chance(found.evidence, found.freedom, n_pairs) & (found.share > bar.share)
+    settled: dict[int, Parents] = {}
+    for j in np.flatnonzero(chosen.any(axis=1)):
+        parents = _settle(rows, found, int(j), found.part[j, chosen[j]], bar)
+        if parents is not None:
+            settled[int(j)] = parents
+    for j, more in _second_look(rows, settled, bar).items():
+        candidates = np.concatenate([settled[j].parts, more])
+        siblings = found.siblings[[j]]
+        path = elimination_path(rows, np.asarray([j]), candidates[None], siblings, found.quadratic)
+        keep = beyond_chance(path.evidence, path.freedom, n_pairs) & (path.share > bar.share)
+        parents = _settle(rows, found, j, candidates[keep[0]], bar)
+        if parents is not None:
+            settled[j] = parents
+    return settled
+
+
+def _settle(
+    rows: Rows, found: Candidates, j: int, parts: NDArray[np.int64], bar: Bar
+) -> Parents | None:
+    parts = np.sort(parts)
+    while len(parts):
+        close = rows.close(j, parts, found.siblings[j])
+        evidence = weigh(*close, n=rows.n, quadratic=found.quadratic)
+        held = (evidence.robust > _FEWEST_CARRIERS) & (evidence.strength > bar.share)
+        if held.all():
+            return Parents(parts, evidence)
+        # One at a time: what the weakest held may pass to the next.
+        parts = np.delete(parts, np.where(held, np.inf, evidence.strength).argmin())
+    return None
+
+
+def _second_look(rows: Rows, settled: dict[int, Parents], bar: Bar) -> dict[int, NDArray[np.int64]]:
+    """Return, for wholes whose residual still goes with other parts, the foremost of those."""
+    wholes = list(settled)
+    square = rows.residual_shares([settled[j].evidence.residual for j in wholes])
+    out = {}
+    for column, j in enumerate(wholes):
+        explained = 1.0 - settled[j].evidence.unexplained
+        share = square[:, column].copy()
+        share[settled[j].parts] = 0.0
+        order = np.argsort(-share)[:_SECOND_LOOK]
+        if share.size and share[order[0]] > _SUSPICION * bar.share * explained:
+            out[j] = order.astype(np.int64)
+    return out
