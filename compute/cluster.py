@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
@@ -37,12 +36,16 @@ def silent(done: int, total: int, /) -> None:
     """Progress that nobody watches."""
 
 
+_connected_here = False
+
+
 def connect() -> None:
     """Connect to Ray, unless this process is connected already.
 
     A cluster started here listens on the loopback address as far as Ray lets it; its dashboard is
     off, and so is its telemetry. It serves until :func:`disconnect`, or the end of this process.
     """
+    global _connected_here  # noqa: PLW0603
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
@@ -56,14 +59,17 @@ def connect() -> None:
         log_to_driver=False,
         **({} if address else local),
     )
+    _connected_here = True
 
 
 def disconnect() -> None:
-    """Leave Ray; a cluster that :func:`connect` started ends."""
-    # Without Ray in memory there is no connection, and importing it would cost a second.
-    ray = sys.modules.get("ray")
-    if ray is not None and ray.is_initialized():
+    """Undo :func:`connect`; a cluster that it started ends, and one that was there stays."""
+    global _connected_here  # noqa: PLW0603
+    if _connected_here:
+        import ray
+
         ray.shutdown()
+        _connected_here = False
 
 
 def worker_count(resources: ResourceSettings, tasks: int) -> int:

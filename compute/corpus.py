@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,8 +135,8 @@ def arrange(
 ) -> Corpus:
     """Choose documents, hold some out, cut windows and group them into blocks.
 
-    Documents are taken in a seeded random order until ``max_rows`` is reached, and the first ones
-    are held out as a whole until they make up ``held_out`` of the rows.
+    Documents are taken in a seeded random order until ``max_rows`` is reached. Those that bring the
+    held-out rows closer to their share are held out as a whole.
 
     Raises
     ------
@@ -149,21 +150,21 @@ def arrange(
             f"inputs.text holds {len(order)} documents with tokens: give at least two, since whole "
             "documents are held out."
         )
-    available = sum(len(tokens[i]) for i in order)
-    wanted = min(available, settings.max_rows or available)
-    quota = settings.held_out * wanted
+    lengths = {int(i): len(tokens[i]) for i in order}
+    wanted = min(sum(lengths.values()), settings.max_rows or sys.maxsize)
+    chosen = _choose_held_out(lengths, settings.held_out * wanted)
     held_out: list[Window] = []
     train: list[Window] = []
-    n_held_out = n_train = 0
-    for number, i in enumerate(order):
-        if n_held_out < quota and number < len(order) - 1:
-            length = min(len(tokens[i]), wanted - 1)
-            held_out += _windows(int(i), length, settings.context_length)
-            n_held_out += length
-        else:
-            length = min(len(tokens[i]), wanted - n_held_out - n_train)
-            train += _windows(int(i), length, settings.context_length)
-            n_train += length
+    # At least one row is left for training, however long the held-out documents are.
+    room = wanted - 1
+    for i in (i for i in lengths if i in chosen):
+        held_out += _windows(i, min(lengths[i], room), settings.context_length)
+        room -= min(lengths[i], room)
+    room += 1
+    for i in lengths:
+        if i not in chosen:
+            train += _windows(i, min(lengths[i], room), settings.context_length)
+            room -= min(lengths[i], room)
     windows = (*train, *held_out)
     return Corpus(
         names=tuple(names),
@@ -173,6 +174,21 @@ def arrange(
         n_train_windows=len(train),
         vocabulary=vocabulary,
     )
+
+
+def _choose_held_out(lengths: Mapping[int, int], quota: float) -> set[int]:
+    """Documents to hold out, so that their rows come close to `quota`; never none, never all."""
+    chosen: set[int] = set()
+    rows = 0
+    for i, length in lengths.items():
+        if length < 2 * (quota - rows):
+            chosen.add(i)
+            rows += length
+    if not chosen:
+        return {min(lengths, key=lambda i: (lengths[i], i))}
+    if len(chosen) == len(lengths):
+        chosen.remove(max(chosen, key=lambda i: (lengths[i], i)))
+    return chosen
 
 
 def _windows(document: int, length: int, context_length: int) -> list[Window]:

@@ -76,7 +76,7 @@ class ExtractSettings(_Settings):
     context_length: int = Field(128, ge=2, le=131_072)
     """Tokens in one forward context; documents are cut into consecutive windows."""
 
-    max_rows: int | None = Field(None, ge=1)
+    max_rows: int | None = Field(None, ge=2)
     """At most so many rows (tokens), from documents in a seeded random order; all by default."""
 
     held_out: float = Field(0.1, gt=0, lt=1)

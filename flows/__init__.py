@@ -2,11 +2,13 @@
 
 import os
 
-# Every entry point imports this package first, so no library of ours reports home unless told to.
+# Every entry point imports this package first, so no library reports home unless told to.
 for _name, _value in {
     "DO_NOT_TRACK": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    # The default of 20 seconds is too short for a first start on a busy machine.
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     "RAY_USAGE_STATS_ENABLED": "0",
 }.items():
     os.environ.setdefault(_name, _value)

@@ -85,10 +85,10 @@ class CodeSet(SealedTable[CodePlan]):
         """Codes as a SciPy CSR matrix (stop − start, n_concepts), float32."""
         from scipy.sparse import csr_matrix
 
+        shape = (stop - start, self._level(level).n_concepts)
         indices, values = self.read(level, start, stop)
         active = values > 0
         pointers = np.concatenate([[0], np.cumsum(active.sum(axis=1))])
-        shape = (stop - start, self._level(level).n_concepts)
         return csr_matrix((values[active], indices[active].astype(np.int32), pointers), shape=shape)
 
     def blocks(

@@ -155,14 +155,14 @@ def check(
     PermissionError
         If the store cannot be written.
     """
+    location = Location(store)
+    location.check_writable()
     sources = Sources.look(model, inputs, levels)
     if extract.context_length > sources.facts.max_context:
         raise ValueError(
             f"extract.context_length {extract.context_length} exceeds the "
             f"{sources.facts.max_context} tokens that {model.source!r} takes: choose less."
         )
-    location = Location(store)
-    location.check_writable()
     folder = Reference.folder(location, "extract", sources.fingerprint(levels, extract))
     if Reference.find(folder) is not None:
         return

@@ -1,0 +1,105 @@
+"""A served recipe runs when a real Prefect server is told to, and is scheduled for the night."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import httpx
+import pytest
+import yaml
+
+pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(480)]
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_until(condition, seconds, process):
+    deadline = time.monotonic() + seconds
+    while True:
+        assert process.poll() is None
+        found = condition()
+        if found:
+            return found
+        assert time.monotonic() < deadline, "timed out"
+        time.sleep(1)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    port = free_port()
+    environment = os.environ | {
+        "PREFECT_HOME": str(tmp_path_factory.mktemp("prefect")),
+        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1"]
+        + ["--port", str(port)],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    api = httpx.Client(base_url=environment["PREFECT_API_URL"], timeout=30)
+
+    def healthy():
+        try:
+            return api.get("/health").status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    wait_until(healthy, 150, process)
+    yield api, environment
+    process.terminate()
+    process.wait(timeout=60)
+
+
+def test_a_run_submitted_through_the_api_completes(server, tiny_recipe, tmp_path):
+    api, environment = server
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(yaml.safe_dump(tiny_recipe | {"store": str(tmp_path / "store")}))
+    serving = subprocess.Popen(
+        [sys.executable, "-m", "flows", "serve", str(recipe)],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+    def deployment():
+        answer = api.get("/deployments/name/build/tiny")
+        return answer.json() if answer.status_code == 200 else None
+
+    def states(**criteria):
+        runs = api.post("/flow_runs/filter", json=criteria).json()
+        return {run["id"]: run["state_type"] for run in runs}
+
+    try:
+        found = wait_until(deployment, 120, serving)
+        # The form in the UI is the recipe, with its fields and their descriptions.
+        schema = found["parameter_openapi_schema"]["definitions"]
+        assert "description" in schema["LearnSettings"]["properties"]["k"]
+        assert found["schedules"][0]["schedule"]["cron"] == "0 3 * * *"
+        created = api.post(f"/deployments/{found['id']}/create_flow_run", json={}).json()
+        final = wait_until(
+            lambda: (
+                states()[created["id"]]
+                if states().get(created["id"]) in ("COMPLETED", "FAILED", "CRASHED")
+                else None
+            ),
+            240,
+            serving,
+        )
+        assert final == "COMPLETED"
+        # A schedule that silently creates no run is the known failure of a wrong SQLAlchemy.
+        wait_until(lambda: "SCHEDULED" in states().values(), 120, serving)
+    finally:
+        serving.send_signal(signal.SIGINT)
+        serving.wait(timeout=60)
+    assert (tmp_path / "store" / "artifacts" / "tiny").is_dir()
