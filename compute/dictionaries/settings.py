@@ -1,5 +1,6 @@
 """What a training run of a dictionary can be told. Imports no torch, so flows may read it."""
 
+from itertools import pairwise
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -70,6 +71,11 @@ class DictionarySettings(BaseModel):
             " dimension and none for wider ones."
         ),
     )
+    nested: tuple[float, ...] = Field(
+        (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0),
+        min_length=1,
+        description="Nested prefixes of a matryoshka dictionary, as shares of its concepts.",
+    )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32",
         description=(
@@ -90,6 +96,11 @@ class DictionarySettings(BaseModel):
                 f"warm_up = {self.warm_up} and decay = {self.decay} together exceed 1: choose"
                 " shares of the steps that do not overlap"
             )
+        if self.nested[-1] != 1 or any(a >= b for a, b in pairwise((0.0, *self.nested))):
+            raise ValueError(
+                f"nested = {self.nested} is not a rising series of shares: choose shares above 0"
+                " that end with 1"
+            )
         return self
 
     def auxiliary_width(self, d: int) -> int:
@@ -109,7 +120,9 @@ class DictionarySettings(BaseModel):
         """
         share = self.spare
         if share is None:
-            share = 0.5 if self.n_concepts <= 2 * d else 0.0
+            # Dropping concepts would shift the prefixes that a matryoshka dictionary has learnt.
+            narrow = self.n_concepts <= 2 * d and self.architecture != "matryoshka"
+            share = 0.5 if narrow else 0.0
         return round(share * self.n_concepts) if self.steps > 1 else 0
 
     def peak_learning_rate(self) -> float:

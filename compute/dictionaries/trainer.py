@@ -207,7 +207,7 @@ class DictionaryTrainer:
         rows = (batch - self.normalization.mean) / self.normalization.scale
         n = self.settings.n_concepts + self.settings.spare_concepts(batch.shape[1])
         self.parameters = self._architecture.parameters(n, rows, self.settings, generator)
-        self.buffers = self._architecture.buffers(rows, self.settings)
+        self.buffers = self._architecture.buffers(self.parameters, rows, self.settings)
         self.rows_since_fired = torch.zeros(n, dtype=torch.int64, device=self.device)
         self.usefulness = torch.zeros(n, device=self.device)
         self._optimizer = _adam(self.parameters)

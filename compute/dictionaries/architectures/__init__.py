@@ -1,10 +1,15 @@
 """The architectures of a dictionary, one file each."""
 
 from compute.dictionaries.architectures.base import Architecture, Gradients, Normalization
+from compute.dictionaries.architectures.batchtopk import BatchTopK
+from compute.dictionaries.architectures.gated import Gated
+from compute.dictionaries.architectures.jumprelu import JumpReLU
+from compute.dictionaries.architectures.matryoshka import Matryoshka
 from compute.dictionaries.architectures.topk import TopK
 from compute.dictionaries.settings import ArchitectureName
 
-_REGISTRY: dict[str, Architecture] = {architecture.name: architecture for architecture in (TopK(),)}
+_KNOWN: tuple[Architecture, ...] = (TopK(), BatchTopK(), JumpReLU(), Matryoshka(), Gated())
+_REGISTRY: dict[str, Architecture] = {known.name: known for known in _KNOWN}
 
 
 def architecture_named(name: ArchitectureName) -> Architecture:

@@ -66,7 +66,7 @@ class Architecture(ABC):
     ) -> Tensors:
         """Initial parameters of n concepts; ``batch`` (b, d) is the first batch, normalised."""
 
-    def buffers(self, batch: Tensor, settings: DictionarySettings) -> Tensors:
+    def buffers(self, parameters: Tensors, batch: Tensor, settings: DictionarySettings) -> Tensors:
         """Initial buffers: scalars, or one number per concept."""
         return {}
 

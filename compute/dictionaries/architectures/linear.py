@@ -60,8 +60,10 @@ class LinearEncoder(Architecture):
         }
 
     @abstractmethod
-    def select(self, pre: Tensor, buffers: Tensors, settings: DictionarySettings) -> Entries:
-        """The active entries of pre-activations (b, n), with non-negative values."""
+    def select(
+        self, pre: Tensor, parameters: Tensors, buffers: Tensors, settings: DictionarySettings
+    ) -> Entries:
+        """The active entries of pre-activations (b, n); an entry of value 0 is not active."""
 
     def reconstruct(
         self, entries: Entries, parameters: Tensors, batch: Tensor, settings: DictionarySettings
@@ -78,6 +80,17 @@ class LinearEncoder(Architecture):
             slope_rows=entries.rows,
         )
 
+    def threshold_gradients(
+        self,
+        entries: Entries,
+        value_slopes: Tensor,
+        parameters: Tensors,
+        buffers: Tensors,
+        settings: DictionarySettings,
+    ) -> Tensors:
+        """Gradients of parameters of the selection itself; none unless it is trained."""
+        return {}
+
     def gradients(
         self,
         parameters: Tensors,
@@ -87,62 +100,112 @@ class LinearEncoder(Architecture):
         settings: DictionarySettings,
     ) -> Gradients:
         """Reconstruction and auxiliary gradients, from the active entries alone."""
-        encoder, decoder = parameters["encoder"], parameters["decoder"]
-        n, b = len(decoder), len(batch)
+        decoder = parameters["decoder"]
         centred = batch - parameters["decoder_bias"]
-        pre = encode(centred, encoder, parameters["encoder_bias"], settings.precision)
-        entries = self.select(pre, buffers, settings)
+        pre = encode(centred, parameters["encoder"], parameters["encoder_bias"], settings.precision)
+        entries = self.select(pre, parameters, buffers, settings)
         if settings.precision != "float32":
             entries = _with_exact_values(entries, centred, parameters)
-        active = entries.values > 0
         rebuilt = self.reconstruct(entries, parameters, batch, settings)
-
-        value_slopes = active * rebuilt.value_slopes
-        fired = sum_values(entries.concepts, active.float(), n).long()
-        # Without an entry the error rises by v² - v · numel · ∂L/∂v, the loss being quadratic.
-        usefulness = sum_values(
-            entries.concepts,
-            entries.values * (entries.values - batch.numel() * value_slopes),
-            n,
+        active = entries.values > 0
+        pre_slopes = active * rebuilt.value_slopes
+        path = Path(entries.concepts, entries.rows, entries.values, rebuilt.slope_rows, pre_slopes)
+        path, slopes, aux_loss = with_auxiliary(
+            path, rebuilt.slopes, pre, dead, rebuilt.residual, decoder, settings
         )
-        concepts, rows = entries.concepts, entries.rows
-        values, slopes, slope_rows = entries.values, rebuilt.slopes, rebuilt.slope_rows
-        aux_loss = torch.zeros((), device=batch.device)
-
-        helped = dead.nonzero().squeeze(1)
-        if (width := min(settings.auxiliary_width(batch.shape[1]), len(helped))) > 0:
-            aux = _strongest(pre, helped, width)
-            missed = rebuilt.residual - decode_entries(aux, decoder)
-            aux_loss = missed.square().mean()
-            aux_slopes = missed * (-2 * settings.aux_weight / missed.numel())
-            value_slopes = torch.cat([value_slopes, entry_products(aux, aux_slopes, decoder)])
-            concepts = torch.cat([concepts, aux.concepts])
-            rows = torch.cat([rows, aux.rows])
-            values = torch.cat([values, aux.values])
-            slope_rows = torch.cat([slope_rows, aux.rows + slopes.shape[0]])
-            slopes = torch.cat([slopes, aux_slopes])
-
-        by = sort_by_concept(concepts, n)
-        encoder_bias = sum_values(concepts, value_slopes, n)
-        decoder_gradient = sum_by_concept(by, slope_rows, values, slopes)
-        # A unit row has no radial gradient; the entries know its size already.
-        radial = sum_values(concepts, values * value_slopes, n)
-        decoder_gradient.addcmul_(decoder, radial[:, None], value=-1)
-        return Gradients(
-            by_parameter={
-                "encoder": sum_by_concept(by, rows, value_slopes, centred),
-                "encoder_bias": encoder_bias,
-                "decoder": decoder_gradient,
-                "decoder_bias": rebuilt.slopes[:b].sum(0) - encoder_bias @ encoder,
-            },
-            fired=fired,
-            usefulness=usefulness,
-            loss=rebuilt.loss,
-            aux_loss=aux_loss,
+        trained = weight_gradients(path, slopes, centred, parameters)
+        trained["decoder_bias"] += rebuilt.slopes[: len(batch)].sum(0)
+        trained["encoder_bias"] = trained.pop("pre")
+        trained |= self.threshold_gradients(
+            entries, rebuilt.value_slopes, parameters, buffers, settings
         )
+        fired, usefulness = usage(entries, rebuilt.value_slopes, batch.numel(), len(decoder))
+        return Gradients(trained, fired, usefulness, rebuilt.loss, aux_loss)
 
     def _published(self, parameters: Mapping[str, Tensor], norm: Normalization) -> Tensors:
         return folded(parameters, norm) | {"b_enc": parameters["encoder_bias"] * norm.scale}
+
+
+class Path(NamedTuple):
+    """How entries reach the loss: everything the gradients of the weights are sums of.
+
+    All (m,): entry i is ``values[i]`` times row ``concepts[i]`` of the decoder, added to an output
+    whose gradient is row ``slope_rows[i]`` of a table of slopes; the loss has the derivative
+    ``pre_slopes[i]`` by the encoder's product of ``concepts[i]`` with row ``rows[i]``.
+    """
+
+    concepts: Tensor
+    rows: Tensor
+    values: Tensor
+    slope_rows: Tensor
+    pre_slopes: Tensor
+
+
+def weight_gradients(path: Path, slopes: Tensor, centred: Tensor, parameters: Tensors) -> Tensors:
+    """Gradients of encoder and decoder, and of the decoder bias as far as the encoder reads it.
+
+    ``pre`` (n,) is the gradient by a constant added to all pre-activations of a concept.
+    """
+    encoder, decoder = parameters["encoder"], parameters["decoder"]
+    n = len(decoder)
+    by = sort_by_concept(path.concepts, n)
+    pre = sum_values(path.concepts, path.pre_slopes, n)
+    written = sum_by_concept(by, path.slope_rows, path.values, slopes)
+    # The step is taken along the sphere of unit rows: what points outwards would be undone.
+    outward = torch.linalg.vecdot(written, decoder)
+    return {
+        "encoder": sum_by_concept(by, path.rows, path.pre_slopes, centred),
+        "decoder": written.addcmul_(decoder, outward[:, None], value=-1),
+        "decoder_bias": -(pre @ encoder),
+        "pre": pre,
+    }
+
+
+def with_auxiliary(
+    path: Path,
+    slopes: Tensor,
+    pre: Tensor,
+    dead: Tensor,
+    residual: Tensor,
+    decoder: Tensor,
+    settings: DictionarySettings,
+) -> tuple[Path, Tensor, Tensor]:
+    """Let the strongest dead concepts of each row learn what the row's reconstruction misses.
+
+    Gao et al. 2024 (2406.04093), appendix A.2. Returns the path and the slopes with their entries
+    added, and the auxiliary loss (a scalar, before its weight).
+    """
+    helped = dead.nonzero().squeeze(1)
+    width = min(settings.auxiliary_width(residual.shape[1]), len(helped))
+    if width == 0:
+        return path, slopes, torch.zeros((), device=residual.device)
+    # Of either sign, on purpose: a concept that no row makes positive could not return.
+    top = pre[:, helped].topk(width, dim=1, sorted=False)
+    entries = entries_from_top(top.values, helped[top.indices])
+    missed = residual - decode_entries(entries, decoder)
+    aux_slopes = missed * (-2 * settings.aux_weight / missed.numel())
+    added = Path(
+        entries.concepts,
+        entries.rows,
+        entries.values,
+        entries.rows + len(slopes),
+        entry_products(entries, aux_slopes, decoder),
+    )
+    return (
+        Path(*(torch.cat(pair) for pair in zip(path, added, strict=True))),
+        torch.cat([slopes, aux_slopes]),
+        missed.square().mean(),
+    )
+
+
+def usage(entries: Entries, value_slopes: Tensor, numel: int, n: int) -> tuple[Tensor, Tensor]:
+    """How often each concept is active and how useful it is; (n,) both.
+
+    Without an entry the squared error rises by ``v² - v · numel · ∂L/∂v``: it is quadratic in v.
+    """
+    values = entries.values
+    fired = sum_values(entries.concepts, (values > 0).float(), n).long()
+    return fired, sum_values(entries.concepts, values * (values - numel * value_slopes), n)
 
 
 def encode(centred: Tensor, encoder: Tensor, bias: Tensor, precision: str) -> Tensor:
@@ -157,12 +220,3 @@ def _with_exact_values(entries: Entries, centred: Tensor, parameters: Tensors) -
     exact = entry_products(entries, centred, parameters["encoder"])
     exact = exact + parameters["encoder_bias"][entries.concepts]
     return entries._replace(values=torch.where(entries.values > 0, exact.clamp(min=0), 0))
-
-
-def _strongest(pre: Tensor, concepts: Tensor, width: int) -> Entries:
-    """The ``width`` largest pre-activations of each row among ``concepts``, of either sign.
-
-    Negative ones are kept on purpose: a concept that no row makes positive could not return.
-    """
-    top = pre[:, concepts].topk(width, dim=1, sorted=False)
-    return entries_from_top(top.values, concepts[top.indices])

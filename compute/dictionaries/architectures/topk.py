@@ -15,7 +15,9 @@ class TopK(LinearEncoder):
 
     name = "topk"
 
-    def select(self, pre: Tensor, buffers: Tensors, settings: DictionarySettings) -> Entries:
+    def select(
+        self, pre: Tensor, parameters: Tensors, buffers: Tensors, settings: DictionarySettings
+    ) -> Entries:
         """The k largest of each row."""
         top = pre.topk(settings.k, dim=1, sorted=False)
         return entries_from_top(top.values.relu(), top.indices)
