@@ -156,7 +156,7 @@ class Registry:
             If the registry has no artifact of this name.
         """
         shelf = self._shelf(name)
-        alive = shelf.alive(shelf.known_records()).values()
+        alive = shelf.known_contents().alive.values()
         return [shelf.reference(record) for record in alive if status in (None, record.status)]
 
     def resolve(self, name: str, version: int | str = LATEST) -> ArtifactReference:
@@ -168,7 +168,7 @@ class Registry:
             If there is no such version or alias.
         """
         shelf = self._shelf(name)
-        return shelf.reference(shelf.select(version, shelf.known_records()))
+        return shelf.reference(shelf.select(version, shelf.known_contents()))
 
     def load(
         self, name: str, version: int | str = LATEST, *, verify: bool | None = None
@@ -187,7 +187,7 @@ class Registry:
             If a file is damaged, missing or not listed; the message names every such file.
         """
         shelf = self._shelf(name)
-        record = shelf.select(version, shelf.known_records())
+        record = shelf.select(version, shelf.known_contents())
         artifact = open_version(
             shelf.folder(record.folder), shelf.reference(record), record.manifest_sha256
         )

@@ -8,10 +8,12 @@ number exactly one gets it, and the other takes the next.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
+from random import SystemRandom
 from typing import Any
 
 from pydantic import ValidationError
@@ -31,12 +33,13 @@ from storage.manifests import (
     hash_file,
 )
 from storage.records import digest
-from storage.shelves import LATEST, Shelf, VersionRecord
+from storage.shelves import LATEST, Contents, Shelf, VersionRecord
 
 __all__ = ["Draft", "publish"]
 
 CARD_FILE = "README.md"
 _WRITERS = 8
+_MAX_SPREAD = 5
 
 
 class Draft:
@@ -111,10 +114,11 @@ class Draft:
 
 def publish(shelf: Shelf, draft: Draft, parent: int | str | None) -> VersionRecord:
     """Publish a draft, or find the version that has its fingerprint and status already."""
-    existing = shelf.with_fingerprint(draft.fingerprint, draft.status)
+    contents = shelf.contents()
+    existing = contents.find(draft.fingerprint, draft.status)
     if existing is not None:
         return existing
-    _parent(shelf, parent)
+    _parent(shelf, contents, parent)
     folder = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{os.urandom(6).hex()}"
     try:
         entries = _upload(shelf.folder(folder), draft.files)
@@ -144,21 +148,24 @@ def _claim(
 ) -> VersionRecord:
     """Give the folder the next free number; whoever creates the record has it."""
     target = shelf.folder(folder)
+    lost = 0
     while True:
-        version = max(shelf.records(), default=0) + 1
-        # Looked for after the number was chosen: if it can still be claimed, all earlier versions
-        # have been looked at.
-        existing = shelf.with_fingerprint(draft.fingerprint, draft.status)
+        begun = time.monotonic()
+        # If the number that follows from these contents can still be claimed, then there is no
+        # version that was not looked at for the fingerprint.
+        contents = shelf.contents()
+        version = max(contents.records, default=0) + 1
+        existing = contents.find(draft.fingerprint, draft.status)
         if existing is not None:
             return existing
         files = dict(entries)
-        number = {"version": version, "parent": _parent(shelf, parent)}
+        follows = _parent(shelf, contents, parent)
         if CARD_FILE not in draft.files:
             from storage.exports.model_card import model_card
 
-            card = model_card(draft.manifest(**number, files=files))
+            card = model_card(draft.manifest(version=version, parent=follows, files=files))
             files[CARD_FILE] = _put(target, CARD_FILE, card)
-        manifest = draft.manifest(**number, files=files)
+        manifest = draft.manifest(version=version, parent=follows, files=files)
         data = manifest.to_bytes()
         _put(target, SUMS_FILE, manifest.checksums())
         _put(target, MANIFEST_FILE, data)
@@ -171,6 +178,11 @@ def _claim(
         try:
             shelf.ledger.append(version, record.model_dump(mode="json"))
         except AlreadyExists:
+            # Of many publishers one wins each round; the others' work is lost. Spreading them out,
+            # the more the longer it goes on, keeps the number of rounds near that of publishers.
+            lost += 1
+            longest = (time.monotonic() - begun) * 2 ** min(lost, _MAX_SPREAD)
+            time.sleep(SystemRandom().uniform(0, longest))
             continue
         return record
 
@@ -178,7 +190,7 @@ def _claim(
 def _discard(shelf: Shelf, folder: str) -> None:
     """Remove a folder of this publisher, unless it has become a version after all."""
     try:
-        if all(record.folder != folder for record in shelf.records().values()):
+        if all(record.folder != folder for record in shelf.contents().records.values()):
             shelf.location.delete_folder(f"versions/{folder}")
     except OSError:
         # The store is out of reach; garbage collection will find the folder.
@@ -199,13 +211,12 @@ def _put(target: Location, path: str, source: bytes | Path) -> FileEntry:
     return entry
 
 
-def _parent(shelf: Shelf, parent: int | str | None) -> int | None:
+def _parent(shelf: Shelf, contents: Contents, parent: int | str | None) -> int | None:
     if parent is None:
         return None
-    records = shelf.records()
     if parent == LATEST:
-        return shelf.target(LATEST, records)
-    return shelf.select(parent, records).version
+        return shelf.target(LATEST, contents)
+    return shelf.select(parent, contents).version
 
 
 def _check_levels(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -77,6 +77,34 @@ class AliasMove(BaseModel):
     reason: str = ""
 
 
+@dataclass(frozen=True)
+class Contents:
+    """What a shelf held at one moment.
+
+    Attributes
+    ----------
+    records : dict of int to VersionRecord
+        Records of all versions ever published, by number, ascending.
+    removed : frozenset of int
+        Versions that have been removed since.
+    """
+
+    records: dict[int, VersionRecord]
+    removed: frozenset[int]
+
+    @property
+    def alive(self) -> dict[int, VersionRecord]:
+        """Records of the versions that are still there."""
+        return {n: record for n, record in self.records.items() if n not in self.removed}
+
+    def find(self, fingerprint: str, status: Status) -> VersionRecord | None:
+        """The version that has this fingerprint and status, if there is one."""
+        for record in self.alive.values():
+            if (record.fingerprint, record.status) == (fingerprint, status):
+                return record
+        return None
+
+
 class Shelf:
     """The versions and aliases of one artifact.
 
@@ -100,8 +128,15 @@ class Shelf:
 
     # ---- versions ------------------------------------------------------------------------------
 
-    def records(self) -> dict[int, VersionRecord]:
-        """Records of all versions ever published, by number, ascending."""
+    def contents(self) -> Contents:
+        """What the shelf holds now.
+
+        Raises
+        ------
+        CorruptArtifact
+            If a record is damaged or speaks of another version.
+        """
+        removed = frozenset(self._marks().numbers())
         records = {}
         for number, entry in self.ledger.entries().items():
             where = f"{self.name}/{self.ledger.path(number)}"
@@ -114,39 +149,26 @@ class Shelf:
             if (record.name, record.version) != (self.name, number):
                 raise CorruptArtifact(f"{where} speaks of another version.", (where,))
             records[number] = record
-        return records
+        return Contents(records, removed)
 
-    def known_records(self) -> dict[int, VersionRecord]:
-        """The same, or :class:`UnknownArtifact` if there are none."""
-        records = self.records()
-        if not records:
+    def known_contents(self) -> Contents:
+        """The same, or :class:`UnknownArtifact` if nothing was ever published."""
+        contents = self.contents()
+        if not contents.records:
             raise UnknownArtifact(f"registry {self._registry.url} has no artifact {self.name!r}.")
-        return records
+        return contents
 
-    def alive(self, records: Mapping[int, VersionRecord]) -> dict[int, VersionRecord]:
-        """Those of the records whose versions have not been removed."""
-        removed = set(self._marks().numbers())
-        return {number: record for number, record in records.items() if number not in removed}
-
-    def select(self, version: int | str, records: Mapping[int, VersionRecord]) -> VersionRecord:
+    def select(self, version: int | str, contents: Contents) -> VersionRecord:
         """The record of a version that is there, by number or alias, or :class:`UnknownVersion`."""
         number = version if isinstance(version, int) else _version_number(version)
         if number is None:
-            number = self.target(str(version), records)
+            number = self.target(str(version), contents)
             if number is None:
                 raise UnknownVersion(f"{self.name} has no alias {version!r}.")
-        alive = self.alive(records)
-        if number not in alive:
-            state = "has been removed" if number in records else "does not exist"
+        if number not in contents.alive:
+            state = "has been removed" if number in contents.records else "does not exist"
             raise UnknownVersion(f"{self.name} version {number} {state}.")
-        return alive[number]
-
-    def with_fingerprint(self, fingerprint: str, status: Status) -> VersionRecord | None:
-        """The version that has this fingerprint and status, if there is one."""
-        for record in self.alive(self.records()).values():
-            if (record.fingerprint, record.status) == (fingerprint, status):
-                return record
-        return None
+        return contents.records[number]
 
     def folder(self, name: str) -> Location:
         """Where a version's files lie."""
@@ -162,13 +184,13 @@ class Shelf:
 
     # ---- aliases -------------------------------------------------------------------------------
 
-    def target(self, alias: str, records: Mapping[int, VersionRecord]) -> int | None:
+    def target(self, alias: str, contents: Contents) -> int | None:
         """Where an alias points; `latest` follows the newest published version by itself."""
         moves = self._moves(alias)
         move = moves[-1] if moves else None
         if alias != LATEST:
             return None if move is None else move.version
-        published = (n for n, record in self.alive(records).items() if record.status == "published")
+        published = (n for n, record in contents.alive.items() if record.status == "published")
         newest = max(published, default=None)
         if move is None or move.version is None:
             return newest
@@ -176,9 +198,9 @@ class Shelf:
 
     def aliases(self) -> dict[str, int]:
         """Where every alias points, `latest` included."""
-        records = self.known_records()
+        contents = self.known_contents()
         names = sorted({LATEST, *self.location.children("aliases")})
-        targets = {alias: self.target(alias, records) for alias in names}
+        targets = {alias: self.target(alias, contents) for alias in names}
         return {alias: target for alias, target in targets.items() if target is not None}
 
     def promote(
@@ -186,7 +208,7 @@ class Shelf:
     ) -> AliasMove:
         """Point an alias at a version; see :meth:`storage.artifacts.Registry.promote`."""
         check_alias(alias)
-        record = self.select(version, self.known_records())
+        record = self.select(version, self.known_contents())
         if record.status == "rejected":
             reasons = "; ".join(record.rejections) or "no reason given"
             raise ValueError(
@@ -196,20 +218,20 @@ class Shelf:
         move = self._move(alias, record.version, expected=expected, reason=reason)
         # Garbage collection marks a version first and looks at the aliases afterwards; looking here
         # in the opposite order, one of the two always sees the other.
-        if not self.alive({record.version: record}):
+        if record.version in self._marks().numbers():
             self._move(alias, move.previous, reason="the version was being removed")
             raise UnknownVersion(f"{self.name} version {record.version} is being removed.")
         return move
 
     def withdraw(self, alias: str, *, reason: str) -> AliasMove:
         """End an alias; its history stays."""
-        if self.target(alias, self.known_records()) is None:
+        if self.target(alias, self.known_contents()) is None:
             raise UnknownVersion(f"{self.name} has no alias {alias!r}.")
         return self._move(alias, None, reason=reason)
 
     def history(self, alias: str) -> list[AliasMove]:
         """All moves of an alias, oldest first; for `latest` these include every publication."""
-        records = self.known_records()
+        records = self.known_contents().records
         moves = self._moves(alias)
         if alias != LATEST:
             if not moves:
@@ -243,15 +265,15 @@ class Shelf:
         ledger = self._alias_ledger(alias)
         while True:
             last = max(ledger.numbers(), default=0)
-            records = self.known_records()
-            previous = self.target(alias, records)
+            contents = self.known_contents()
+            previous = self.target(alias, contents)
             if expected is not None and previous != expected:
                 raise AliasMoved(f"{alias} of {self.name} points at {previous}, not at {expected}.")
             move = AliasMove(
                 alias=alias,
                 version=version,
                 previous=previous,
-                newest=max(records),
+                newest=max(contents.records),
                 moved_at=datetime.now(UTC),
                 reason=reason,
             )
@@ -274,8 +296,8 @@ class Shelf:
     ) -> tuple[list[int], list[str]]:
         """Remove what a policy does not keep; return the versions and the leftover paths."""
         now = datetime.now(UTC)
-        records = self.records()
-        alive = self.alive(records)
+        contents = self.contents()
+        records, alive = contents.records, contents.alive
         present = set(self.location.children("versions"))
         stored = {
             number: StoredVersion(number, record.folder, record.created_at)

@@ -187,7 +187,8 @@ def test_dashboards_have_the_rows_that_the_import_reads():
     root = "smollm2/7-strata-64"
     assert set(files) == {
         *(f"{root}/{name}.jsonl" for name in ("release", "model", "sourceset", "source")),
-        *(f"{root}/{kind}/batch-{i}.jsonl.gz" for kind in ("features", "activations") for i in range(3)),
+        *(f"{root}/features/batch-{i}.jsonl.gz" for i in range(3)),
+        *(f"{root}/activations/batch-{i}.jsonl.gz" for i in range(3)),
     }  # fmt: skip
     features = [row for i in range(3) for row in rows(files[f"{root}/features/batch-{i}.jsonl.gz"])]
     assert [row["index"] for row in features] == list("01234")
