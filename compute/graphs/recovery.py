@@ -11,8 +11,9 @@ from scipy.stats import chi2
 
 from compute.graphs.candidates import find_candidates
 from compute.graphs.columns import FEWEST_ROWS, check_level, dense_columns, sparse_columns
-from compute.graphs.composition import composition
+from compute.graphs.composition import form_of
 from compute.graphs.decision import Bar, beyond_chance, set_bar
+from compute.graphs.direction import kind_of
 from compute.graphs.invariance import check_environment, invariant_parts
 from compute.graphs.parents import Parents, find_parents
 from compute.graphs.result import EdgeRecovery
@@ -92,7 +93,10 @@ def recover_from(
     columns: list[tuple[NDArray[Any], ...]] = []
     for j, (parents, evidence) in sorted(settled.items()):
         unexplained[j] = evidence.unexplained
-        kind[j], form[j] = composition(*rows.activity(j, parents), evidence.sign, rows.n)
+        part_active, active = rows.activity(j, parents)
+        form[j] = form_of(part_active, active, evidence.sign, rows.n)
+        alone = rows.close(j, parents, found.siblings[j, :0])
+        kind[j] = kind_of(alone.values, alone.whole, active, evidence.sign, rows.n)
         invariant = np.ones(len(parents), dtype=np.bool_)
         if environment is not None:
             close = rows.close(j, parents, found.siblings[j])

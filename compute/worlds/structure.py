@@ -83,7 +83,10 @@ def draw_whole(
     """Draw one whole over all of ``candidates`` (2 or more part indices)."""
     parts = tuple(int(i) for i in np.sort(candidates))
     size = len(parts)
-    if gate in ("and-of-ors", "mixed") and size < 3:
+    # Three parts are too few to tell a mixed gate from one-and-either.
+    if gate == "mixed" and size < 4:
+        gate = "and-of-ors"
+    if gate == "and-of-ors" and size < 3:
         gate = "and"
     order = [int(i) for i in rng.permutation(size)]
     groups: tuple[tuple[int, ...], ...] = (tuple(order),)
