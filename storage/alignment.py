@@ -8,8 +8,8 @@ unmatched on the new side is *born*, on the old side *gone*.
 
 The threshold comes from the data. Every concept has a best wrong partner, and the runner-up of each
 row and column is one: a true match has to stand out of what runner-ups reach, by four robust
-standard deviations above their median, and never lies outside 0.5 to 0.85. (0.7 is the fixed
-threshold common in the literature on the consistency of dictionaries between seeds.)
+standard deviations above their median, within 0.5 and 0.7. (0.7 is the fixed threshold common in
+the literature on the consistency of dictionaries between seeds.)
 """
 
 from __future__ import annotations
@@ -153,8 +153,7 @@ def _unit_rows(directions: NDArray[Any], which: str) -> NDArray[np.float32]:
     if array.ndim != 2 or not np.isfinite(array).all():
         raise ValueError(f"{which} directions must be a matrix of finite numbers.")
     norms = np.linalg.norm(array, axis=1, keepdims=True)
-    unit: NDArray[np.float32] = array / np.where(norms == 0, 1, norms)
-    return unit
+    return np.asarray(array / np.where(norms == 0, 1, norms), dtype=np.float32)
 
 
 def _mask(alive: NDArray[np.bool_] | None, n: int, which: str) -> NDArray[np.bool_]:

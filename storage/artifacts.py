@@ -16,8 +16,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from storage.gates import Gate, failures
 from storage.ledgers import CorruptArtifact
 from storage.locations import Location, check_name
 from storage.manifests import ArtifactReference, LevelEntry, Manifest, Status
@@ -35,6 +36,9 @@ from storage.shelves import (
 from storage.signatures import BadSignature, Keyring
 from storage.versions import Artifact, open_version
 
+if TYPE_CHECKING:
+    from storage.comparison import Comparison
+
 __all__ = [
     "AliasMove",
     "AliasMoved",
@@ -43,6 +47,7 @@ __all__ = [
     "BadSignature",
     "CorruptArtifact",
     "Garbage",
+    "Gate",
     "LevelEntry",
     "Manifest",
     "Registry",
@@ -89,6 +94,7 @@ class Registry:
         counts: Mapping[str, int] | None = None,
         status: Status = "published",
         rejections: Sequence[str] = (),
+        gates: Sequence[Gate] = (),
         parent: int | str | None = LATEST,
         created_at: datetime | None = None,
     ) -> ArtifactReference:
@@ -116,6 +122,9 @@ class Registry:
             ``rejected`` versions are kept and readable, but never become `latest`.
         rejections : sequence of str
             Why a version is rejected, one sentence each.
+        gates : sequence of Gate
+            Bars for `metrics` and for those of the levels; a version that fails one is published as
+            rejected, with the reasons.
         parent : int, str or None
             The version that this one follows: a number, an alias, or None for none.
         created_at : datetime, optional
@@ -129,6 +138,9 @@ class Registry:
             If there is no such parent.
         """
         shelf = self._shelf(name)
+        failed = failures(gates, metrics or {}, [_level_metrics(level) for level in levels])
+        if failed:
+            status, rejections = "rejected", [*rejections, *failed]
         draft = Draft(
             name,
             files,
@@ -260,6 +272,18 @@ class Registry:
         """
         return self._shelf(name).history(alias)
 
+    def compare(self, name: str, old: int | str, new: int | str = LATEST) -> Comparison:
+        """Which concepts and edges are kept, changed, born and gone from one version to another.
+
+        Raises
+        ------
+        UnknownVersion
+            If there is no such version or alias.
+        """
+        from storage.comparison import compare
+
+        return compare(self.load(name, old, verify=False), self.load(name, new, verify=False))
+
     def collect_garbage(
         self,
         name: str | None = None,
@@ -306,3 +330,9 @@ class Registry:
             except ValueError:
                 continue
         return found
+
+
+def _level_metrics(level: LevelEntry | Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    if isinstance(level, LevelEntry):
+        return level.name, level.metrics
+    return str(level.get("name")), level.get("metrics") or {}

@@ -1,0 +1,78 @@
+"""Quality gates: bars that a version must reach, or it is published as rejected."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Gate", "failures"]
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One bar for one metric.
+
+    Attributes
+    ----------
+    metric : str
+        Name of the metric; a dot leads into a nested mapping.
+    at_least, at_most : float or None
+        The bounds, inclusive; at least one of the two.
+    per_level : bool
+        Look in the metrics of every level instead of those of the whole version.
+
+    Examples
+    --------
+    >>> failures([Gate("fit.r2", at_least=0.8)], {"fit": {"r2": 0.7}})
+    ['fit.r2 = 0.7 is below 0.8']
+    """
+
+    metric: str
+    at_least: float | None = None
+    at_most: float | None = None
+    per_level: bool = False
+
+    def __post_init__(self) -> None:
+        if self.at_least is None and self.at_most is None:
+            raise ValueError(f"gate {self.metric!r} has no bound: set at_least or at_most.")
+
+    def check(self, metrics: Mapping[str, Any], where: str = "") -> str | None:
+        """Why the metrics fail this gate, or None; a metric that is not reported fails."""
+        value: Any = metrics
+        for part in self.metric.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        name = f"{self.metric}{where}"
+        if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+            return f"{name} is not reported"
+        if self.at_least is not None and value < self.at_least:
+            return f"{name} = {value:.4g} is below {self.at_least:.4g}"
+        if self.at_most is not None and value > self.at_most:
+            return f"{name} = {value:.4g} is above {self.at_most:.4g}"
+        return None
+
+
+def failures(
+    gates: Iterable[Gate],
+    metrics: Mapping[str, Any],
+    levels: Sequence[tuple[str, Mapping[str, Any]]] = (),
+) -> list[str]:
+    """One sentence for every gate that fails; an empty list lets the version pass.
+
+    Parameters
+    ----------
+    gates : iterable of Gate
+        The bars.
+    metrics : mapping
+        Metrics of the whole version.
+    levels : sequence of (str, mapping)
+        Name and metrics of every level.
+    """
+    found = []
+    for gate in gates:
+        if gate.per_level:
+            found += [gate.check(own, f" of {name}") for name, own in levels]
+        else:
+            found.append(gate.check(metrics))
+    return [reason for reason in found if reason is not None]
