@@ -89,3 +89,39 @@ def sum_by_concept(by: ByConcept, rows: Tensor, weights: Tensor, table: Tensor) 
 def sum_values(concepts: Tensor, weights: Tensor, n_concepts: int) -> Tensor:
     """Sum ``weights`` over the entries of each concept; returns (n_concepts,)."""
     return torch.zeros(n_concepts, device=weights.device).index_add_(0, concepts, weights)
+
+
+class Top(NamedTuple):
+    """The k largest entries of each row, in no order: values and columns, (b, k) both."""
+
+    values: Tensor
+    indices: Tensor
+
+
+# Columns per group in :func:`largest`: of the powers of two, the fastest on AVX2 at n = 4096-16384.
+_GROUP = 32
+
+
+def largest(x: Tensor, k: int) -> Top:
+    """The k largest entries of each row of ``x`` (b, n), exactly, as ``torch.topk`` finds them.
+
+    Torch's selection visits all n entries of a row one by one. On a CPU a vectorised pass over
+    groups of columns bounds the k-th largest from below first: the k groups with the largest
+    maxima hold k entries that are no smaller than the least of those maxima, so only entries
+    above it, about 1.1 k of them, need to be selected from.
+    """
+    b, n = x.shape
+    if x.device.type != "cpu" or n % _GROUP or n < 2 * k * _GROUP:
+        return Top(*x.topk(k, dim=1, sorted=False))
+    maxima = x.view(b, n // _GROUP, _GROUP).amax(2)
+    bound = maxima.topk(k, dim=1, sorted=False).values.amin(1, keepdim=True)
+    rows, columns = (x >= bound).nonzero(as_tuple=True)
+    counts = torch.bincount(rows, minlength=b)
+    slots = torch.arange(len(rows)) - (counts.cumsum(0) - counts)[rows]
+    width = int(counts.max())
+    values = torch.full((b, width), -torch.inf)
+    indices = torch.zeros((b, width), dtype=torch.int64)
+    values[rows, slots] = x[rows, columns]
+    indices[rows, slots] = columns
+    top = values.topk(k, dim=1, sorted=False)
+    return Top(top.values, indices.gather(1, top.indices))

@@ -9,7 +9,8 @@ so that a busy machine slows all of them alike; the ratio of median times is wha
 - ``saelens``: its own trainer's step on its TopK training SAE, dense activations or sparse ones,
   whichever is faster (``use_sparse_activations`` is its best setting on most CPUs).
 - ``eager``: the step of EleutherAI's sparsify, rewritten here because the package is not installed:
-  sparse decode by ``embedding_bag`` under autograd, Adam, unit-norm decoder.
+  its fused encoder with sparse backward, ``embedding_bag`` decode under autograd, Adam, unit-norm
+  decoder.
 - ``strata``: ``DictionaryTrainer.step``.
 """
 
@@ -98,13 +99,38 @@ def saelens(d: int, n: int, half_dead: bool, *, sparse: bool, batch_size: int) -
     return step
 
 
+class FusedEncoder(torch.autograd.Function):
+    """Linear, ReLU and top-k whose backward visits the kept entries only, as sparsify has it."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias):  # noqa: ANN001
+        pre = torch.nn.functional.linear(x, weight, bias).relu()
+        values, indices = pre.topk(K, dim=-1, sorted=False)
+        ctx.save_for_backward(x, weight, bias, indices)
+        ctx.mark_non_differentiable(indices, pre)
+        return values, indices, pre
+
+    @staticmethod
+    def backward(ctx, grad_values, *_):  # noqa: ANN001
+        x, weight, bias, indices = ctx.saved_tensors
+        grad_x = torch.nn.functional.embedding_bag(
+            indices, weight, mode="sum", per_sample_weights=grad_values
+        )
+        contributions = grad_values.unsqueeze(2) * x.unsqueeze(1)
+        grad_weight = torch.zeros_like(weight)
+        grad_weight.index_add_(0, indices.flatten(), contributions.reshape(-1, x.shape[1]))
+        grad_bias = torch.zeros_like(bias)
+        grad_bias.index_add_(0, indices.flatten(), grad_values.flatten())
+        return grad_x, grad_weight, grad_bias
+
+
 def eager(d: int, n: int, half_dead: bool) -> Step:
     generator = torch.Generator().manual_seed(0)
     directions = torch.nn.functional.normalize(torch.randn(n, d, generator=generator), dim=1)
     encoder, decoder = (torch.nn.Parameter(directions.clone()) for _ in range(2))
     encoder_bias, decoder_bias = (torch.nn.Parameter(torch.zeros(size)) for size in (n, d))
     parameters = [encoder, decoder, encoder_bias, decoder_bias]
-    optimizer = torch.optim.Adam(parameters, lr=2e-4)
+    optimizer = torch.optim.Adam(parameters, lr=2e-4, foreach=True)
     since_fired = torch.zeros(n, dtype=torch.int64)
 
     def decode(indices: Tensor, values: Tensor) -> Tensor:
@@ -117,8 +143,7 @@ def eager(d: int, n: int, half_dead: bool) -> Step:
             since_fired[: n // 2] = 10_000_001
         dead = since_fired > 10_000_000
         total = (batch - batch.mean(0)).square().sum()
-        pre = torch.nn.functional.linear(batch - decoder_bias, encoder, encoder_bias).relu()
-        values, indices = pre.topk(K, sorted=False)
+        values, indices, pre = FusedEncoder.apply(batch - decoder_bias, encoder, encoder_bias)
         out = decode(indices, values) + decoder_bias
         error = batch - out
         loss = error.square().sum() / total

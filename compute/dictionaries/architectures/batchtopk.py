@@ -8,7 +8,7 @@ from torch import Tensor
 
 from compute.dictionaries.architectures.base import Normalization, Tensors
 from compute.dictionaries.architectures.linear import LinearEncoder
-from compute.dictionaries.kernels import Entries, entries_from_mask
+from compute.dictionaries.kernels import Entries, entries_from_mask, largest
 from compute.dictionaries.settings import ArchitectureName, DictionarySettings
 
 # How fast the threshold forgets: a memory of about thirty batches.
@@ -54,7 +54,7 @@ def batch_threshold(pre: Tensor, k: int) -> Tensor:
     # No row of a useful batch takes more than its share many times over, and rows' own largest
     # are found far faster than the batch's; the rare batch that needs more gets it.
     width = min(n, 4 * k)
-    top = pre.topk(width, dim=1, sorted=False).values
+    top = largest(pre, width).values
     smallest = top.reshape(-1).kthvalue(top.numel() - k * b + 1).values if width > k else top.min()
     if width < n and bool((top.amin(1) >= smallest).any()):
         smallest = flat.kthvalue(flat.numel() - k * b + 1).values

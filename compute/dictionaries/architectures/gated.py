@@ -96,7 +96,12 @@ class Gated(Architecture):
         buffers["penalty"].mul_(1 + _RATE * max(-1.0, min(1.0, excess)))
 
         path = Path(
-            concepts, entries.rows, magnitudes, entries.rows, gate_slopes + gain * magnitude_slopes
+            concepts=concepts,
+            rows=entries.rows,
+            values=magnitudes,
+            slope_rows=entries.rows,
+            value_slopes=value_slopes,
+            pre_slopes=gate_slopes + gain * magnitude_slopes,
         )
         path, slopes_and_aux, aux_loss = with_auxiliary(
             path, slopes, pre, dead, residual, decoder, settings

@@ -108,8 +108,14 @@ class LinearEncoder(Architecture):
             entries = _with_exact_values(entries, centred, parameters)
         rebuilt = self.reconstruct(entries, parameters, batch, settings)
         active = entries.values > 0
-        pre_slopes = active * rebuilt.value_slopes
-        path = Path(entries.concepts, entries.rows, entries.values, rebuilt.slope_rows, pre_slopes)
+        path = Path(
+            concepts=entries.concepts,
+            rows=entries.rows,
+            values=entries.values,
+            slope_rows=rebuilt.slope_rows,
+            value_slopes=rebuilt.value_slopes,
+            pre_slopes=active * rebuilt.value_slopes,
+        )
         path, slopes, aux_loss = with_auxiliary(
             path, rebuilt.slopes, pre, dead, rebuilt.residual, decoder, settings
         )
@@ -130,14 +136,16 @@ class Path(NamedTuple):
     """How entries reach the loss: everything the gradients of the weights are sums of.
 
     All (m,): entry i is ``values[i]`` times row ``concepts[i]`` of the decoder, added to an output
-    whose gradient is row ``slope_rows[i]`` of a table of slopes; the loss has the derivative
-    ``pre_slopes[i]`` by the encoder's product of ``concepts[i]`` with row ``rows[i]``.
+    whose gradient is row ``slope_rows[i]`` of a table of slopes. The loss has the derivative
+    ``value_slopes[i]`` by that value, and ``pre_slopes[i]`` by the encoder's product of
+    ``concepts[i]`` with row ``rows[i]``.
     """
 
     concepts: Tensor
     rows: Tensor
     values: Tensor
     slope_rows: Tensor
+    value_slopes: Tensor
     pre_slopes: Tensor
 
 
@@ -152,7 +160,7 @@ def weight_gradients(path: Path, slopes: Tensor, centred: Tensor, parameters: Te
     pre = sum_values(path.concepts, path.pre_slopes, n)
     written = sum_by_concept(by, path.slope_rows, path.values, slopes)
     # The step is taken along the sphere of unit rows: what points outwards would be undone.
-    outward = torch.linalg.vecdot(written, decoder)
+    outward = sum_values(path.concepts, path.values * path.value_slopes, n)
     return {
         "encoder": sum_by_concept(by, path.rows, path.pre_slopes, centred),
         "decoder": written.addcmul_(decoder, outward[:, None], value=-1),
@@ -184,12 +192,14 @@ def with_auxiliary(
     entries = entries_from_top(top.values, helped[top.indices])
     missed = residual - decode_entries(entries, decoder)
     aux_slopes = missed * (-2 * settings.aux_weight / missed.numel())
+    value_slopes = entry_products(entries, aux_slopes, decoder)
     added = Path(
-        entries.concepts,
-        entries.rows,
-        entries.values,
-        entries.rows + len(slopes),
-        entry_products(entries, aux_slopes, decoder),
+        concepts=entries.concepts,
+        rows=entries.rows,
+        values=entries.values,
+        slope_rows=entries.rows + len(slopes),
+        value_slopes=value_slopes,
+        pre_slopes=value_slopes,
     )
     return (
         Path(*(torch.cat(pair) for pair in zip(path, added, strict=True))),

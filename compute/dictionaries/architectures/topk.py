@@ -6,7 +6,7 @@ from torch import Tensor
 
 from compute.dictionaries.architectures.base import Normalization, Tensors
 from compute.dictionaries.architectures.linear import LinearEncoder
-from compute.dictionaries.kernels import Entries, entries_from_top
+from compute.dictionaries.kernels import Entries, entries_from_top, largest
 from compute.dictionaries.settings import DictionarySettings
 
 
@@ -19,7 +19,7 @@ class TopK(LinearEncoder):
         self, pre: Tensor, parameters: Tensors, buffers: Tensors, settings: DictionarySettings
     ) -> Entries:
         """The k largest of each row."""
-        top = pre.topk(settings.k, dim=1, sorted=False)
+        top = largest(pre, settings.k)
         return entries_from_top(top.values.relu(), top.indices)
 
     def publish(
