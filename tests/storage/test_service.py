@@ -1,0 +1,148 @@
+"""The HTTP service: what it serves, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from storage.artifacts import Registry
+from storage.graphs import ConceptGraph
+from storage.service import create_app, serve
+
+GRAPH = ConceptGraph.from_columns(
+    {"level": [0, 1, 2], "index": [0, 0, 0], "label": ["cat", None, None]},
+    {
+        "source": ["0:0", "1:0"],
+        "target": ["1:0", "2:0"],
+        "strength": [1.0, 0.5],
+        "confidence": [1.0, 0.5],
+    },
+)
+
+
+@pytest.fixture
+def registry(tmp_path):
+    registry = Registry(tmp_path / "registry")
+    (tmp_path / "secret.txt").write_text("secret")
+    files = {f"graph/{path}": data for path, data in GRAPH.files().items()}
+    registry.publish("toy", files | {"report.html": b"<!doctype html>1"}, fingerprint="1")
+    registry.publish("toy", {"report.html": b"<!doctype html>2"}, fingerprint="2")
+    registry.promote("toy", 1)
+    return registry
+
+
+@pytest.fixture
+def client(registry):
+    from fastapi.testclient import TestClient
+
+    return TestClient(create_app(registry), raise_server_exceptions=False)
+
+
+def test_everything_can_be_read(client, registry):
+    assert client.get("/artifacts").json() == ["toy"]
+    assert [v["version"] for v in client.get("/artifacts/toy/versions").json()] == [1, 2]
+    assert client.get("/artifacts/toy/aliases").json() == {"latest": 2, "production": 1}
+    root = "/artifacts/toy/versions"
+    assert client.get(f"{root}/latest").json()["version"] == 2
+    manifest = client.get(f"{root}/production").json()
+    assert manifest == json.loads(registry.load("toy", 1).manifest.to_bytes())
+    for path in manifest["files"]:
+        assert client.get(f"{root}/1/files/{path}").content == registry.load("toy", 1).read(path)
+    report = client.get(f"{root}/1/report")
+    assert report.text == "<!doctype html>1"
+    assert report.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in report.headers["content-security-policy"]
+
+
+def test_the_graph_can_be_asked(client):
+    root = "/artifacts/toy/versions/production/nodes"
+    around = client.get(f"{root}/1:0").json()
+    assert around["node"]["level"] == 1
+    assert [edge["source"] for edge in around["parents"]] == ["0:0"]
+    assert [edge["target"] for edge in around["children"]] == ["2:0"]
+    assert client.get(f"{root}/2:0/ancestors").json() == ["0:0", "1:0"]
+    assert client.get(f"{root}/0:0/descendants").json() == ["1:0", "2:0"]
+    near = client.get(f"{root}/0:0/neighbourhood", params={"depth": 1}).json()
+    assert [n["id"] for n in near["nodes"]] == ["0:0", "1:0"]
+    assert client.get(f"{root}/0:0/neighbourhood", params={"depth": 0}).status_code == 422
+    assert client.get("/artifacts/toy/versions/2/nodes/0:0").status_code == 404
+
+
+def test_answers_are_cached_by_etag(client):
+    fixed = client.get("/artifacts/toy/versions/1/report")
+    moving = client.get("/artifacts/toy/versions/production/report")
+    assert "immutable" in fixed.headers["cache-control"]
+    assert "no-cache" in moving.headers["cache-control"]
+    again = client.get(
+        "/artifacts/toy/versions/production/report",
+        headers={"If-None-Match": moving.headers["etag"]},
+    )
+    assert (again.status_code, again.content) == (304, b"")
+    other = client.get(
+        "/artifacts/toy/versions/2/report", headers={"If-None-Match": moving.headers["etag"]}
+    )
+    assert other.status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/artifacts/toy/versions/1/files/../../../secret.txt",
+        "/artifacts/toy/versions/1/files/%2e%2e/%2e%2e/%2e%2e/secret.txt",
+        "/artifacts/toy/versions/1/files/..%2f..%2f..%2fsecret.txt",
+        "/artifacts/toy/versions/1/files//etc/passwd",
+        "/artifacts/..%2f..%2fetc/versions",
+        "/artifacts/%2e%2e/versions",
+        "/artifacts/toy/versions/..%2f1",
+        "/artifacts/toy%00/versions",
+        "/artifacts/toy/versions/99",
+        "/artifacts/nobody/versions",
+        "/artifacts/toy/versions/1/nodes/9:9",
+        "/artifacts/toy/versions/" + "9" * 5000,
+    ],
+)
+def test_what_is_not_there_is_refused(client, path):
+    response = client.get(path)
+    assert response.status_code in (404, 422)
+    assert "secret" not in response.text.replace("secret.txt", "")
+
+
+def test_a_token_is_asked_for_everywhere(registry):
+    from fastapi.testclient import TestClient
+
+    app = create_app(registry, token="s3cret")
+    client = TestClient(app, raise_server_exceptions=False)
+    paths = [
+        "/artifacts",
+        "/openapi.json",
+        "/artifacts/toy/versions/1/report",
+        "/artifacts/no/aliases",
+    ]
+    for path in paths:
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic s3cret"}):
+            response = client.get(path, headers=headers)
+            assert response.status_code == 401, path
+            assert response.headers["www-authenticate"] == "Bearer"
+    allowed = {"Authorization": "Bearer s3cret"}
+    assert client.get("/artifacts", headers=allowed).json() == ["toy"]
+
+
+def test_it_is_read_only(client):
+    schema = client.get("/openapi.json").json()
+    assert {method for methods in schema["paths"].values() for method in methods} == {"get"}
+    for method in ("post", "put", "delete", "patch"):
+        assert getattr(client, method)("/artifacts").status_code == 405
+
+
+def test_damage_is_told_by_file_name(client, registry):
+    (registry.load("toy", 1).path / "report.html").write_bytes(b"x")
+    response = client.get("/artifacts/toy/versions/1/report")
+    assert response.status_code == 502
+    assert response.json()["files"] == ["report.html"]
+
+
+def test_the_world_is_served_only_with_a_token(tmp_path, monkeypatch):
+    monkeypatch.delenv("STRATA_TOKEN", raising=False)
+    with pytest.raises(ValueError, match="STRATA_TOKEN"):
+        serve(str(tmp_path), host="0.0.0.0")
