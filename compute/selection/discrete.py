@@ -18,6 +18,8 @@ from compute.selection.latent_tree import LatentTree, TreeRows, fit_tree, infer,
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
+# Any dependence of two wholes is explained by a third; it takes three to support one.
+_LEAST_UPPER = 3
 _EM_STEPS = 60
 _TOLERANCE = 0.5
 
@@ -200,7 +202,7 @@ class DiscreteHierarchy:
             groups = group_parts(codes[:, usable], cards[usable], rng, self.max_states)
             owner = np.full(len(cards), -1, dtype=np.int64)
             models = []
-            for group in (usable[g] for g in groups):
+            for group in (usable[g] for g in groups if len(g) >= _LEAST_UPPER):
                 distinct, weights, _ = distinct_rows(codes[:, group])
                 model = choose_latent_class(
                     distinct, weights, cards[group], rng, max_states=self.max_states

@@ -164,8 +164,14 @@ class _Search:
         i, j = np.unravel_index(int(residual.argmax()), residual.shape)
         if residual[i, j] < stats.norm.isf(1e-4):
             return None
-        second = (group[min(i, j)], group[max(i, j)])
+        second = tuple(sorted((group[i], group[j])))
         first = tuple(g for g in group if g not in second)
+        others = np.array([k for k in range(len(group)) if k not in (i, j)])
+        rest = residual[np.ix_(others, others)]
+        k, m = others[list(np.unravel_index(int(rest.argmax()), rest.shape))]
+        # The two worst-explained pairs show a second whole in a table small enough to fit at once.
+        if self._evidence_for_two(tuple(sorted((group[k], group[m]))), second) <= 0:
+            return None
         best = self._evidence_for_two(first, second)
         improved = True
         while improved and len(first) > 2:

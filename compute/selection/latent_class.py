@@ -12,9 +12,8 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 _TINY = 1e-300
-_SHORT = 25
-_LONG = 400
-_KEPT = 2
+# EM steps of a race: how many fits run on, for how long. Most starts are told apart early.
+_RACE = ((None, 12), (2, 40), (1, 250))
 # Gain per EM step, in nats, below which fits no longer differ for any decision taken here.
 _TOLERANCE = 0.02
 # Dirichlet pseudo-count of every table cell: keeps an emptied state alive, moves no estimate visibly.
@@ -66,7 +65,8 @@ def fit_latent_class(
 ) -> LatentClass:
     """Maximum likelihood of a whole with ``n_states`` over distinct rows ``codes`` (m, p) with weights (m,).
 
-    A ``start`` with one state less adds starts in which one of its states is split.
+    A ``start`` with one state less adds starts in which one of its states is split; one with a state
+    more adds starts in which one is dropped.
     """
     onehots = [(codes[:, i, None] == np.arange(c)).astype(np.float64) for i, c in enumerate(cards)]
     if n_states == 1:
@@ -76,11 +76,11 @@ def fit_latent_class(
     if start is not None and start.n_states > 1:
         n_starts //= 2
     priors, stacks = _starts(onehots, weights, n_states, n_starts, rng, start)
-    priors, stacks, scores = _em(onehots, weights, priors, stacks, _SHORT)
-    kept = np.argsort(-scores)[:_KEPT]
-    priors, stacks, scores = _em(
-        onehots, weights, priors[kept], [stack[kept] for stack in stacks], _LONG
-    )
+    scores = np.zeros(len(priors))
+    for entrants, steps in _RACE:
+        kept = np.argsort(-scores, kind="stable")[:entrants]
+        stacks = [stack[kept] for stack in stacks]
+        priors, stacks, scores = _em(onehots, weights, priors[kept], stacks, steps)
     best = int(scores.argmax())
     return LatentClass(priors[best], tuple(s[best] for s in stacks), float(scores[best]))
 
@@ -100,9 +100,16 @@ def choose_latent_class(
     """
     ceiling = min(max_states, *cards) if len(cards) <= 2 else max_states
     model = fit_latent_class(codes, weights, cards, min(min_states, ceiling), rng)
+    noise = noise_gain(cards)
     while model.n_states < ceiling:
         larger = fit_latent_class(codes, weights, cards, model.n_states + 1, rng, start=model)
-        if 2 * (larger.log_likelihood - model.log_likelihood) < noise_gain(cards):
+        gain = 2 * (larger.log_likelihood - model.log_likelihood)
+        if noise <= gain < 4 * noise:
+            # A poor optimum makes one more state look needed; the larger fit shows the way out of it.
+            again = fit_latent_class(codes, weights, cards, model.n_states, rng, start=larger)
+            model = max(model, again, key=lambda m: m.log_likelihood)
+            gain = 2 * (larger.log_likelihood - model.log_likelihood)
+        if gain < noise:
             break
         model = larger
     return model
@@ -181,7 +188,7 @@ def _starts(
     n_states: int,
     n_starts: int,
     rng: np.random.Generator,
-    smaller: LatentClass | None,
+    near: LatentClass | None,
 ) -> tuple[FloatArray, list[FloatArray]]:
     marginals = [weights @ hot / weights.sum() for hot in onehots]
     priors = np.full((n_starts, n_states), 1.0 / n_states)
@@ -189,15 +196,22 @@ def _starts(
     stacks = [
         0.5 * rng.dirichlet(np.ones(len(m)), size=(n_starts, n_states)) + 0.5 * m for m in marginals
     ]
-    if smaller is not None and smaller.n_states == n_states - 1 and n_states > 2:
-        for state in range(smaller.n_states):
-            prior = np.append(smaller.prior, smaller.prior[state] / 2)
+    if near is None:
+        return priors, stacks
+    for state in range(near.n_states):
+        tables = []
+        if near.n_states < n_states:
+            prior = np.append(near.prior, near.prior[state] / 2)
             prior[state] /= 2
-            priors = np.concatenate([priors, prior[None]])
-            for i, table in enumerate(smaller.tables):
+            for table in near.tables:
                 noise = rng.dirichlet(np.ones(table.shape[1]))
-                split = np.vstack([table, 0.5 * table[state] + 0.5 * noise])
-                stacks[i] = np.concatenate([stacks[i], split[None]])
+                tables.append(np.vstack([table, 0.5 * table[state] + 0.5 * noise]))
+        else:
+            prior = np.delete(near.prior, state) + _SMOOTHING
+            prior /= prior.sum()
+            tables = [np.delete(table, state, axis=0) for table in near.tables]
+        priors = np.concatenate([priors, prior[None]])
+        stacks = [np.concatenate([stack, t[None]]) for stack, t in zip(stacks, tables)]
     return priors, stacks
 
 
