@@ -122,6 +122,32 @@ def local_ray():
     ray.shutdown()
 
 
+@pytest.fixture(scope="session")
+def recipe(tiny_recipe, tmp_path_factory):
+    """The tiny recipe with a store of its own."""
+    from flows.recipe import Recipe
+
+    store = tmp_path_factory.mktemp("store")
+    return Recipe.model_validate(tiny_recipe | {"store": str(store)})
+
+
+@pytest.fixture(scope="session")
+def built(recipe, prefect_home, local_ray):
+    """References of a whole run of the tiny recipe."""
+    from flows.build import build
+
+    return build(recipe)
+
+
+@pytest.fixture(scope="session")
+def artifact(built, recipe):
+    """The first version that the run published."""
+    from storage.artifacts import Registry
+    from storage.locations import Location
+
+    return Registry((Location(recipe.store) / "artifacts").url).load("tiny", version=1)
+
+
 def kill_tree(process):
     """SIGKILL a process and all of its descendants, and wait for it."""
     import psutil

@@ -7,29 +7,12 @@ import pytest
 import torch
 
 from flows.build import build
-from flows.recipe import Recipe
 from storage.activations import ActivationSet
 from storage.artifacts import Registry
 from storage.codes import CodeSet
 from storage.locations import Location
 
-pytestmark = [pytest.mark.server, pytest.mark.timeout(300)]
-
-
-@pytest.fixture(scope="module")
-def recipe(tiny_recipe, tmp_path_factory):
-    store = tmp_path_factory.mktemp("store")
-    return Recipe.model_validate(tiny_recipe | {"store": str(store)})
-
-
-@pytest.fixture(scope="module")
-def built(recipe, prefect_home, local_ray):
-    return build(recipe)
-
-
-@pytest.fixture(scope="module")
-def artifact(built, recipe):
-    return Registry((Location(recipe.store) / "artifacts").url).load("tiny")
+pytestmark = [pytest.mark.server, pytest.mark.timeout(480)]
 
 
 def test_rows_are_what_the_model_says(built, recipe, tiny_model):
