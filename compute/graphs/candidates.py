@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compute.graphs.elimination import Basis, Moments, Path, eliminate, standardise
+from compute.graphs.parallel import in_parallel
 from compute.graphs.rows import Correlations, Rows
 from compute.graphs.screening import forward_select, pick_siblings
 
@@ -58,8 +59,8 @@ def find_candidates(rows: Rows, corr: Correlations) -> Candidates:
     share, evidence = np.zeros((w, most)), np.zeros((w, most))
     freedom = np.ones((w, most), dtype=np.int64)
     siblings = np.zeros((w, n_siblings), dtype=np.int64)
-    for a in range(0, w, _WHOLES_AT_ONCE):
-        group = np.arange(a, min(a + _WHOLES_AT_ONCE, w))
+
+    def run(group: NDArray[np.int64]) -> None:
         part[group], gain = forward_select(corr.parts, corr.cross[:, group], most)
         worth = gain * rows.n > _LEAST_GAIN
         count = np.where(worth.any(axis=1), most - worth[:, ::-1].argmax(axis=1), 0)
@@ -72,6 +73,8 @@ def find_candidates(rows: Rows, corr: Correlations) -> Candidates:
             share[these, :k] = path.share
             evidence[these, :k] = path.evidence
             freedom[these, :k] = path.freedom
+
+    in_parallel(run, np.split(np.arange(w), range(_WHOLES_AT_ONCE, w, _WHOLES_AT_ONCE)))
     return Candidates(part, share, evidence, freedom, siblings, quadratic)
 
 

@@ -68,12 +68,13 @@ def check_level(name: str, data: Any) -> Any:
     ValueError
         If ``data`` is not 2-d, has no column, is not numeric, or holds NaN or infinity.
     """
-    matrix = sparse.csr_array(data) if sparse.issparse(data) else np.asarray(data)
+    is_sparse = sparse.issparse(data)
+    matrix: Any = sparse.csr_array(data) if is_sparse else np.asarray(data)
     if matrix.ndim != 2 or matrix.shape[1] == 0:
         raise ValueError(
             f"{name} has shape {matrix.shape}; give a matrix (rows, columns) with a column or more."
         )
-    stored = matrix.data if sparse.issparse(data) else matrix
+    stored: NDArray[Any] = matrix.data if is_sparse else matrix
     if stored.dtype.kind not in "biuf":
         raise ValueError(f"{name} holds {stored.dtype} values; give floats, integers or booleans.")
     # The sum is finite unless an entry is not (or it overflows, which the full look then clears).

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
-from scipy.stats import chi2
+from scipy.stats import f as f_ratio
 
 # Chance: at most this many false edges are expected in a table of any size.
 _EXPECTED_FALSE = 0.05
@@ -48,11 +48,17 @@ class Bar:
 
 
 def beyond_chance(
-    evidence: NDArray[np.float64], freedom: NDArray[np.int64], n_pairs: int
+    evidence: NDArray[np.float64], freedom: NDArray[np.int64], n_pairs: int, n: int
 ) -> NDArray[np.bool_]:
-    """Return whether chi-squared evidence is too much for chance among ``n_pairs`` pairs."""
+    """Return whether evidence is too much for chance among ``n_pairs`` pairs in ``n`` rows.
+
+    ``evidence`` over its degrees of freedom is an F ratio.
+    """
     level = min(_RAREST_CHANCE, _EXPECTED_FALSE / n_pairs)
-    return np.asarray(evidence > chi2.isf(level, np.maximum(freedom, 1)))
+    most = int(freedom.max(initial=1))
+    # The bases are kept small enough for the error to have at least this many degrees.
+    bars = np.arange(1, most + 1) * f_ratio.isf(level, np.arange(1, most + 1), 0.85 * n)
+    return np.asarray(evidence > bars[np.maximum(freedom, 1) - 1])
 
 
 def set_bar(shares: NDArray[np.float64]) -> Bar:

@@ -177,7 +177,8 @@ def eliminate(moments: Moments, basis: Basis) -> Path:
         loss, freedom, explained = block_losses(moments, keep, basis.blocks)
         if step == 0:
             explained_by_all = np.maximum(explained, 1e-9)
-        chance = (1.0 - explained[:, None]) / moments.n
+        spent = (keep & moments.live).sum(axis=1)
+        chance = ((1.0 - explained) / (moments.n - spent))[:, None]
         net = np.where(gone, np.inf, loss - freedom * chance)
         least = net.argmin(axis=1)
         highest = np.maximum(highest, net[rows, least])

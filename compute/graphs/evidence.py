@@ -141,5 +141,5 @@ def _solve(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     ridged = gram * np.outer(live, live)
     ridged[np.diag_indices_from(ridged)] = 1.0 + 1e-4
-    inverse = np.linalg.inv(ridged)
-    return inverse, inverse @ np.where(live, cross, 0.0)
+    inverse = np.asarray(np.linalg.inv(ridged), dtype=np.float64)
+    return inverse, np.asarray(inverse @ np.where(live, cross, 0.0), dtype=np.float64)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from compute.graphs.candidates import Candidates, elimination_path
 from compute.graphs.decision import Bar, beyond_chance
 from compute.graphs.evidence import WholeEvidence, weigh
+from compute.graphs.parallel import in_parallel
 from compute.graphs.rows import Rows
 
 # An edge must be carried by more rows than this, as counted by its heteroscedasticity-consistent
@@ -20,6 +21,7 @@ _FEWEST_CARRIERS = 8.0
 # takes this many parts in, most of them neighbours of the one that was missed.
 _SUSPICION = 0.25
 _SECOND_LOOK = 4
+_WHOLES_AT_ONCE = 128
 
 
 class Parents(NamedTuple):
@@ -36,17 +38,24 @@ def find_parents(rows: Rows, found: Candidates, bar: Bar, n_pairs: int) -> dict[
     be crowded out by their neighbours. The residual of the quadratic fit, from which what the
     found parents do together is gone, shows it.
     """
-    chosen = beyond_chance(found.evidence, found.freedom, n_pairs) & (found.share > bar.share)
-    settled: dict[int, Parents] = {}
-    for j in np.flatnonzero(chosen.any(axis=1)):
-        parents = _settle(rows, found, int(j), found.part[j, chosen[j]], bar)
-        if parents is not None:
-            settled[int(j)] = parents
+    chosen = beyond_chance(found.evidence, found.freedom, n_pairs, rows.n) & (
+        found.share > bar.share
+    )
+    wholes = np.flatnonzero(chosen.any(axis=1))
+
+    def settle(group: NDArray[np.int64]) -> list[Parents | None]:
+        return [_settle(rows, found, int(j), found.part[j, chosen[j]], bar) for j in group]
+
+    groups = np.split(wholes, range(_WHOLES_AT_ONCE, len(wholes), _WHOLES_AT_ONCE))
+    results = [parents for group in in_parallel(settle, groups) for parents in group]
+    settled = {int(j): found for j, found in zip(wholes, results) if found is not None}
     for j, more in _second_look(rows, settled, bar).items():
         candidates = np.concatenate([settled[j].parts, more])
         siblings = found.siblings[[j]]
         path = elimination_path(rows, np.asarray([j]), candidates[None], siblings, found.quadratic)
-        keep = beyond_chance(path.evidence, path.freedom, n_pairs) & (path.share > bar.share)
+        keep = beyond_chance(path.evidence, path.freedom, n_pairs, rows.n) & (
+            path.share > bar.share
+        )
         parents = _settle(rows, found, j, candidates[keep[0]], bar)
         if parents is not None:
             settled[j] = parents

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import sparse
 from scipy.stats import chi2
 
 from compute.graphs.candidates import find_candidates
@@ -15,7 +14,8 @@ from compute.graphs.composition import form_of
 from compute.graphs.decision import Bar, beyond_chance, set_bar
 from compute.graphs.direction import kind_of
 from compute.graphs.invariance import check_environment, invariant_parts
-from compute.graphs.parents import Parents, find_parents
+from compute.graphs.parallel import in_parallel
+from compute.graphs.parents import find_parents
 from compute.graphs.result import EdgeRecovery
 from compute.graphs.rows import Correlations, DenseRows, Rows, SparseRows
 
@@ -24,6 +24,7 @@ _DENSE_CELLS = 20_000_000
 _SPARSE_SHARE = 0.1
 # A half-sample finds an edge again where its loss is over the bar and has a p-value below this.
 _HALF_LEVEL = 1e-3
+_WHOLES_AT_ONCE = 128
 
 
 def recover_edges(
@@ -72,10 +73,10 @@ def recover_edges(
 def look_at(lower: Any, upper: Any) -> Rows:
     """Prepare two checked levels, dense or sparse by their size and filling."""
     cells = lower.shape[0] * (lower.shape[1] + upper.shape[1])
-    filled = sum(m.nnz if sparse.issparse(m) else np.count_nonzero(m) for m in (lower, upper))
+    filled = sum(int(m.nnz) if hasattr(m, "nnz") else np.count_nonzero(m) for m in (lower, upper))
     if cells > _DENSE_CELLS and filled < _SPARSE_SHARE * cells:
         return SparseRows(sparse_columns(lower), sparse_columns(upper))
-    lower, upper = (m.toarray() if sparse.issparse(m) else m for m in (lower, upper))
+    lower, upper = (m.toarray() if hasattr(m, "toarray") else m for m in (lower, upper))
     return DenseRows(dense_columns(lower), dense_columns(upper))
 
 
@@ -85,25 +86,33 @@ def recover_from(
     """Recover the edges from prepared rows and the correlations of all rows."""
     p, w = corr.cross.shape
     found = find_candidates(rows, corr)
-    bar = set_bar(found.share[beyond_chance(found.evidence, found.freedom, p * w)])
+    bar = set_bar(found.share[beyond_chance(found.evidence, found.freedom, p * w, rows.n)])
     settled = find_parents(rows, found, bar, p * w)
     kind = np.full(w, "undecided", dtype="<U16")
     form = np.full(w, "none", dtype="<U16")
     unexplained = np.ones(w)
-    columns: list[tuple[NDArray[Any], ...]] = []
-    for j, (parents, evidence) in sorted(settled.items()):
-        unexplained[j] = evidence.unexplained
-        part_active, active = rows.activity(j, parents)
-        form[j] = form_of(part_active, active, evidence.sign, rows.n)
-        alone = rows.close(j, parents, found.siblings[j, :0])
-        kind[j] = kind_of(alone.values, alone.whole, active, evidence.sign, rows.n)
-        invariant = np.ones(len(parents), dtype=np.bool_)
-        if environment is not None:
-            close = rows.close(j, parents, found.siblings[j])
-            invariant = invariant_parts(close, environment, found.quadratic, bar.share)
-        columns.append(
-            (parents, np.full(len(parents), j), *_edge_columns(evidence, bar), invariant)
-        )
+
+    def describe(wholes: list[int]) -> list[tuple[NDArray[Any], ...]]:
+        columns = []
+        for j in wholes:
+            parents, evidence = settled[j]
+            siblings = found.siblings[j]
+            unexplained[j] = evidence.unexplained
+            part_active, active = rows.activity(j, parents)
+            form[j] = form_of(part_active, active, evidence.sign, rows.n)
+            alone = rows.close(j, parents, siblings[:0])
+            kind[j] = kind_of(alone.values, alone.whole, active, evidence.sign, rows.n)
+            invariant = np.ones(len(parents), dtype=np.bool_)
+            if environment is not None:
+                close = rows.close(j, parents, siblings)
+                invariant = invariant_parts(close, environment, found.quadratic, bar.share)
+            owner = np.full(len(parents), j)
+            columns.append((parents, owner, *_edge_columns(evidence, bar), invariant))
+        return columns
+
+    order = sorted(settled)
+    groups = [order[a : a + _WHOLES_AT_ONCE] for a in range(0, len(order), _WHOLES_AT_ONCE)]
+    columns = [row for group in in_parallel(describe, groups) for row in group]
     lists = (np.concatenate(c) for c in zip(*columns)) if columns else (np.empty(0),) * 7
     part, whole, strength, confidence, sign, stability, invariant = lists
     return EdgeRecovery(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from compute.graphs.columns import DenseColumns, SparseColumns
+from compute.graphs.parallel import in_parallel
 
 _PRODUCT_COLUMNS = 512
 
@@ -65,7 +67,8 @@ class DenseRows:
     def correlations(self) -> Correlations:
         """Correlations over all rows."""
         x, y = self.parts.values, self.wholes.values
-        return Correlations(x.T @ x / self.n, x.T @ y / self.n, y.T @ y / self.n)
+        n = np.float32(self.n)
+        return Correlations(*(np.asarray(m / n) for m in (x.T @ x, x.T @ y, y.T @ y)))
 
     def close(self, whole: int, parts: NDArray[np.int64], siblings: NDArray[np.int64]) -> Close:
         """Return one whole with some parts and siblings, and the sum of all other wholes."""
@@ -87,7 +90,7 @@ class DenseRows:
         if not residuals:
             return np.zeros((x.shape[1], 0), dtype=np.float32)
         # Residuals are in units of the whole's deviation and so are not scaled again.
-        return np.square(x.T @ np.stack(residuals, axis=1) / np.float32(self.n))
+        return np.asarray(np.square(x.T @ np.stack(residuals, axis=1) / np.float32(self.n)))
 
 
 class SparseRows:
@@ -97,15 +100,12 @@ class SparseRows:
         self.parts, self.wholes = parts, wholes
         self.n = parts.values.shape[0]
         self.n_controls = 0
-        self._slot = np.zeros(self.n, dtype=np.int32)
+        self._scratch = threading.local()
 
     def correlations(self) -> Correlations:
         """Correlations over all rows."""
-        return Correlations(
-            self._correlate(self.parts, self.parts),
-            self._correlate(self.parts, self.wholes),
-            self._correlate(self.wholes, self.wholes),
-        )
+        sums = sum_products(self.parts.values.tocsr(), self.wholes.values.tocsr())
+        return centre(sums, self.parts.mean, self.wholes.mean, self.n)
 
     def close(self, whole: int, parts: NDArray[np.int64], siblings: NDArray[np.int64]) -> Close:
         """Return one whole with some parts and siblings, in the rows where any is present."""
@@ -129,7 +129,7 @@ class SparseRows:
         every = np.concatenate(rows)
         # Writing each position into its row's slot leaves one winner per row: the distinct rows,
         # without sorting all of them.
-        slot = self._slot
+        slot = self._slots()
         order = np.arange(len(every), dtype=np.int32)
         slot[every] = order
         distinct = np.sort(every[slot[every] == order])
@@ -139,17 +139,71 @@ class SparseRows:
             out[c, slot[rows[c]]] = m.data[a:b]
         return out.T
 
-    def _correlate(self, left: SparseColumns, right: SparseColumns) -> NDArray[np.float32]:
-        out = np.empty((left.values.shape[1], right.values.shape[1]), dtype=np.float32)
-        by_column = left.values.T
-        right_rows = right.values.tocsr()
-        for a in range(0, len(out), _PRODUCT_COLUMNS):
-            b = min(a + _PRODUCT_COLUMNS, len(out))
-            (by_column[a:b] @ right_rows).toarray(out=out[a:b])
-        out /= np.float32(self.n)
-        out -= np.outer(left.mean, right.mean).astype(np.float32)
-        return out
+    def _slots(self) -> NDArray[np.int32]:
+        """Return this thread's scratch, one number per row."""
+        if not hasattr(self._scratch, "slot"):
+            self._scratch.slot = np.zeros(self.n, dtype=np.int32)
+        slot: NDArray[np.int32] = self._scratch.slot
+        return slot
 
     def residual_shares(self, residuals: list[NDArray[np.float32]]) -> NDArray[np.float32]:
         """Return zeros: sparse codes are screened on all their rows and get no second look."""
         return np.zeros((self.parts.values.shape[1], len(residuals)), dtype=np.float32)
+
+
+def sum_products(parts: sparse.csr_array, wholes: sparse.csr_array) -> Correlations:
+    """Return the sums over rows of the products of all pairs of columns, in place of correlations.
+
+    Only what both have in a row is touched: time is linear in rows and in the square of the
+    non-zeros of a row.
+    """
+    p, w = parts.shape[1], wholes.shape[1]
+    out = Correlations(
+        np.zeros((p, p), np.float32), np.zeros((p, w), np.float32), np.zeros((w, w), np.float32)
+    )
+    add_products(out, parts, wholes)
+    return out
+
+
+def add_products(sums: Correlations, parts: sparse.csr_array, wholes: sparse.csr_array) -> None:
+    """Add the products of some rows to ``sums``, in place."""
+    jobs = [
+        (target, left, right, a, symmetric)
+        for target, left, right, symmetric in (
+            (sums.parts, parts, parts, True),
+            (sums.cross, parts, wholes, False),
+            (sums.wholes, wholes, wholes, True),
+        )
+        for a in range(0, left.shape[1], _PRODUCT_COLUMNS)
+    ]
+    by_column = {id(m): m.T.tocsr() for m in (parts, wholes)}
+
+    def run(job: tuple[NDArray[np.float32], sparse.csr_array, sparse.csr_array, int, bool]) -> None:
+        target, left, right, a, symmetric = job
+        b = min(a + _PRODUCT_COLUMNS, left.shape[1])
+        # Of a symmetric product the blocks right of the diagonal are enough.
+        start = a if symmetric else 0
+        product = by_column[id(left)][a:b] @ (right[:, start:] if start else right)
+        block = product.toarray()
+        target[a:b, start:] += block
+        if symmetric:
+            target[b:, a:b] += block[:, b - a :].T
+
+    in_parallel(run, jobs)
+
+
+def centre(
+    sums: Correlations, part_mean: NDArray[np.float64], whole_mean: NDArray[np.float64], n: int
+) -> Correlations:
+    """Turn sums of products of unit-variance columns into correlations, in place."""
+    for target, left, right in (
+        (sums.parts, part_mean, part_mean),
+        (sums.cross, part_mean, whole_mean),
+        (sums.wholes, whole_mean, whole_mean),
+    ):
+        target /= np.float32(n)
+        right32 = right.astype(np.float32)
+        for i, mean in enumerate(left.astype(np.float32)):
+            if mean:
+                target[i] -= mean * right32
+    return sums

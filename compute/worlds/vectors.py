@@ -374,13 +374,13 @@ class VectorWorld:
         active = latent > bar
         if self.code_style == "binary":
             return active.astype(np.float64)
-        return np.where(active, rng.lognormal(-0.045, 0.3, latent.shape), 0.0)
+        return np.asarray(np.where(active, rng.lognormal(-0.045, 0.3, latent.shape), 0.0))
 
     def _draw_cause(self, rng: np.random.Generator, n: int) -> NDArray[np.float64]:
         active = rng.random(n) < max(self.density, 0.1)
         if self.code_style == "binary":
             return active.astype(np.float64)
-        return np.where(active, rng.lognormal(-0.045, 0.3, n), 0.0)
+        return np.asarray(np.where(active, rng.lognormal(-0.045, 0.3, n), 0.0))
 
     def _sever(
         self,
