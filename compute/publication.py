@@ -45,6 +45,7 @@ class LevelFindings:
     scores: Mapping[str, float]
     summary: ConceptSummary
     examples: Sequence[Sequence[TextExample]]
+    shown: Sequence[Sequence[TokenExample]]
     labels: Sequence[str]
     directions: npt.NDArray[np.float32]
 
@@ -88,7 +89,9 @@ def gather_findings(
         labels = [labeller(chosen) if chosen else "" for chosen in shown]
         weights = load(learned.get(f"dictionaries/{level.name}/{DICTIONARY_FILES[1]}"))
         found.append(
-            LevelFindings(level, scores[level.name], summary, examples, labels, weights["W_dec"])
+            LevelFindings(
+                level, scores[level.name], summary, examples, shown, labels, weights["W_dec"]
+            )
         )
     return Findings(found, _labelled(graph, [level.labels for level in found]), corpus)
 
@@ -130,11 +133,11 @@ def atlas_data(
         if node["level"] == 0
     ]
     for number, level in enumerate(findings.levels, 1):
-        concepts += _concepts(number, level, nodes, findings.corpus)
+        concepts += _concepts(number, level, nodes)
     observed = len([c for c in concepts if c.level == 0])
     levels = [Level(level=0, name="observed", n_concepts=observed)]
     for number, level in enumerate(findings.levels, 1):
-        shown = ("explained_variance", "l0", "dead_share", "n_rows", "n_outliers")
+        shown = ("explained_variance", "l0", "dead_share")
         levels.append(
             Level(
                 level=number,
@@ -174,17 +177,15 @@ def atlas_data(
 def token_example(example: TextExample, corpus: Corpus) -> TokenExample:
     """An example with its tokens as text."""
     return TokenExample(
-        tokens=tuple(corpus.vocabulary.get(int(token), "�") for token in example.tokens),
-        values=tuple(float(np.round(value, 4)) for value in example.values),
+        tokens=tuple(corpus.vocabulary[token] for token in example.tokens.tolist()),
+        values=tuple(np.round(example.values.astype(float), 4).tolist()),
         peak=example.peak,
-        activation=float(np.round(example.activation, 4)),
+        activation=round(example.activation, 4),
         source=f"{corpus.names[example.document]}, token {example.position}",
     )
 
 
-def _concepts(
-    number: int, level: LevelFindings, nodes: Mapping[str, Any], corpus: Corpus
-) -> list[Concept]:
+def _concepts(number: int, level: LevelFindings, nodes: Mapping[str, Any]) -> list[Concept]:
     summary = level.summary
     alive = np.flatnonzero(summary.counts)
     neighbours = _neighbours(level.directions, alive)
@@ -201,7 +202,7 @@ def _concepts(
                 mean_activation=float(summary.sums[index] / summary.counts[index]),
                 max_activation=float(summary.maxima[index]),
                 histogram=_histogram(summary.histogram[index]),
-                examples=tuple(token_example(e, corpus) for e in level.examples[index]),
+                examples=tuple(level.shown[index]),
                 neighbours=tuple(
                     Neighbour(id=f"{number}:{other}", cosine=cosine)
                     for other, cosine in neighbours[index]

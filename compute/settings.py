@@ -129,7 +129,7 @@ class LearnSettings(DictionarySettings):
 class EncodeSettings(_Settings):
     """From dictionaries to sparse codes and examples."""
 
-    examples: int = Field(12, ge=1, le=100)
+    examples: int = Field(8, ge=1, le=100)
     """Strongest examples kept per concept."""
 
     window: int = Field(12, ge=0, le=128)
