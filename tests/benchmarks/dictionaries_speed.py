@@ -103,7 +103,7 @@ class FusedEncoder(torch.autograd.Function):
     """Linear, ReLU and top-k whose backward visits the kept entries only, as sparsify has it."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias):  # noqa: ANN001
+    def forward(ctx, x, weight, bias):
         pre = torch.nn.functional.linear(x, weight, bias).relu()
         values, indices = pre.topk(K, dim=-1, sorted=False)
         ctx.save_for_backward(x, weight, bias, indices)
@@ -111,7 +111,7 @@ class FusedEncoder(torch.autograd.Function):
         return values, indices, pre
 
     @staticmethod
-    def backward(ctx, grad_values, *_):  # noqa: ANN001
+    def backward(ctx, grad_values, *_):
         x, weight, bias, indices = ctx.saved_tensors
         grad_x = torch.nn.functional.embedding_bag(
             indices, weight, mode="sum", per_sample_weights=grad_values

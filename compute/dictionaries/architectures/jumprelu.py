@@ -15,7 +15,7 @@ from compute.dictionaries.settings import DictionarySettings
 # the first threshold, which sets the scale.
 _BANDWIDTH = 0.5
 # Weight of the squared relative excess of active concepts, against an error of at most 1.
-_SPARSITY = 0.1
+_SPARSITY = 1.0
 
 
 class JumpReLU(LinearEncoder):

@@ -20,11 +20,14 @@ from compute.dictionaries.kernels import (
     decode_entries,
     entries_from_top,
     entry_products,
+    largest,
     sort_by_concept,
     sum_by_concept,
     sum_values,
 )
 from compute.dictionaries.settings import DictionarySettings
+
+_ROW_STRIDE = 4
 
 
 class Reconstruction(NamedTuple):
@@ -178,24 +181,26 @@ def with_auxiliary(
     decoder: Tensor,
     settings: DictionarySettings,
 ) -> tuple[Path, Tensor, Tensor]:
-    """Let the strongest dead concepts of each row learn what the row's reconstruction misses.
+    """Let the strongest dead concepts of a row learn what the row's reconstruction misses.
 
-    Gao et al. 2024 (2406.04093), appendix A.2. Returns the path and the slopes with their entries
-    added, and the auxiliary loss (a scalar, before its weight).
+    Gao et al. 2024 (2406.04093), appendix A.2, estimated on every fourth row, which is as
+    unbiased as the batch itself and brings concepts back as fast. Returns the path and the slopes
+    with their entries added, and the auxiliary loss (a scalar, before its weight).
     """
     helped = dead.nonzero().squeeze(1)
     width = min(settings.auxiliary_width(residual.shape[1]), len(helped))
     if width == 0:
         return path, slopes, torch.zeros((), device=residual.device)
+    residual, pre = residual[::_ROW_STRIDE], pre[::_ROW_STRIDE, helped]
     # Of either sign, on purpose: a concept that no row makes positive could not return.
-    top = pre[:, helped].topk(width, dim=1, sorted=False)
+    top = largest(pre, width)
     entries = entries_from_top(top.values, helped[top.indices])
     missed = residual - decode_entries(entries, decoder)
     aux_slopes = missed * (-2 * settings.aux_weight / missed.numel())
     value_slopes = entry_products(entries, aux_slopes, decoder)
     added = Path(
         concepts=entries.concepts,
-        rows=entries.rows,
+        rows=entries.rows * _ROW_STRIDE,
         values=entries.values,
         slope_rows=entries.rows + len(slopes),
         value_slopes=value_slopes,
