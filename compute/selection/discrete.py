@@ -1,4 +1,4 @@
-"""Hierarchies of latent wholes over discrete parts, by compression: the fewest states that explain."""
+"""Hierarchies of latent wholes over discrete parts: the fewest states that explain the data."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ class DiscreteHierarchy:
     cardinalities_ : tuple of (K_{l+1},) int
         ``cardinalities_[l][k]`` is the number of states of whole k at level l + 1.
     conditionals_ : tuple of tuples of (states of the whole, states of the part) float
-        ``conditionals_[l][i]`` is P(variable i of level l | its whole); a single row, its marginal, if
-        it has none. Columns of observed parts follow ``categories_[i]``.
+        ``conditionals_[l][i]`` is P(variable i of level l | its whole); a single row, its marginal,
+        if it has none. Columns of observed parts follow ``categories_[i]``.
     priors_ : tuple of tuples of (c,) float
         Marginal of every whole, by level.
     categories_ : tuple of (c_i,) int
@@ -57,15 +57,15 @@ class DiscreteHierarchy:
 
     Notes
     -----
-    1. Parts are grouped by their association given all other parts, and groups merged or split by BIC.
+    1. Parts are grouped by their association given all other parts; groups merge or split by BIC.
     2. The states of each whole are the fewest that one more does not improve beyond noise.
-    3. All wholes are joined in one latent tree and fitted by EM; each part then moves to the whole that
-       best predicts it from all other parts, until none moves.
-    4. The most probable states of the wholes are the parts of the next level: being functions of their
-       own parts alone, they are independent given the whole above exactly if the wholes are. An upper
-       whole is accepted only if it leaves no dependence between its parts.
+    3. All wholes are joined in one latent tree and fitted by EM; each part then moves to the whole
+       that best predicts it from all other parts, until none moves.
+    4. The most probable states of the wholes are the parts of the next level: being functions of
+       their own parts alone, they are independent given the whole above exactly if the wholes are.
+       An upper whole needs three parts, and must leave no dependence between them.
 
-    The likelihood does not tell part -> whole from whole -> part: this is the factorisation either has.
+    The likelihood does not tell part -> whole from whole -> part: both have this factorisation.
     """
 
     parents_: tuple[IntArray, ...]
@@ -106,7 +106,8 @@ class DiscreteHierarchy:
         Raises
         ------
         ValueError
-            If the table is not a matrix of integers with at least two rows, or a setting is out of range.
+            If the table is not a matrix of integers with at least two rows, or a setting is out of
+            range.
         """
         for name, least in (("max_states", 2), ("max_levels", 1), ("max_moves", 0)):
             if getattr(self, name) < least:
@@ -135,9 +136,7 @@ class DiscreteHierarchy:
         if not len(self._tree.parent):
             return ()
         rows = TreeRows(codes, self._tree.owner, len(self._tree.parent))
-        beliefs = infer(
-            self._tree, [rows.likelihood(self._tree, k) for k in range(rows.n_latents)]
-        )
+        beliefs = infer(self._tree, [rows.likelihood(self._tree, k) for k in range(rows.n_latents)])
         return tuple(
             tuple(beliefs.posteriors[k] for k in np.flatnonzero(self._depth == level))
             for level in range(len(self.parents_))
@@ -251,7 +250,7 @@ class DiscreteHierarchy:
         values = _checked(table, least_rows=1)
         if values.shape[1] != self.n_features_in_:
             raise ValueError(
-                f"table has {values.shape[1]} columns; the model was fitted to {self.n_features_in_}."
+                f"table has {values.shape[1]} columns; the model has {self.n_features_in_} parts."
             )
         codes = np.empty(values.shape, dtype=np.int64)
         for i, labels in enumerate(self.categories_):
@@ -269,7 +268,7 @@ def _checked(table: ArrayLike, least_rows: int = 2) -> IntArray:
     values = np.asarray(table)
     if values.ndim != 2 or values.shape[1] < 1 or values.shape[0] < least_rows:
         raise ValueError(
-            f"table has shape {values.shape}; give (samples, parts) with at least {least_rows} rows."
+            f"table has shape {values.shape}; give (samples, parts), at least {least_rows} rows."
         )
     if not (np.issubdtype(values.dtype, np.number) or values.dtype == bool) or np.iscomplexobj(
         values
@@ -279,7 +278,7 @@ def _checked(table: ArrayLike, least_rows: int = 2) -> IntArray:
         odd = ~np.isfinite(values) | (values != np.floor(values))
         if odd.any():
             raise ValueError(
-                f"table holds {values[odd][0]}; give integer labels, continuous values binned first."
+                f"table holds {values[odd][0]}; give integer labels, e.g. binned values."
             )
     return values.astype(np.int64)
 
@@ -303,8 +302,8 @@ def _models(
 ) -> list[LatentClass]:
     """A latent class model of each whole.
 
-    With previous ones, the state of the most dependent other whole is one more part: a function of other
-    parts, it is independent of these given the whole. Two of them would depend on each other.
+    With previous ones, the state of the most dependent other whole is one more part: a function of
+    other parts, it is independent of these given the whole. Two of them would depend on each other.
     """
     count = int(owner.max(initial=-1)) + 1
     views: list[list[int]] = [[]] * count
@@ -401,9 +400,7 @@ def _grown(
     return LatentTree(parent, tables, owner, emissions), depth
 
 
-def _link(
-    summary: IntArray, first: int, parent: IntArray, tables: list[FloatArray]
-) -> None:
+def _link(summary: IntArray, first: int, parent: IntArray, tables: list[FloatArray]) -> None:
     """Join the wholes of the highest level by their maximum spanning forest."""
     cards = [tables[first + k].shape[1] for k in range(summary.shape[1])]
     forest = spanning_forest(summary, cards, least=stats.chi2.isf(1e-4, 1))

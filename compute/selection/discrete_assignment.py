@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
@@ -56,8 +58,8 @@ def _information(posterior: FloatArray, column: IntArray, card: int) -> float:
 
 
 def _gain(posterior: FloatArray, bounds: IntArray) -> float:
-    """Log-likelihood a part gains from a whole over independence; rows sorted by the part's state."""
-    blocks = [posterior[low:high] for low, high in zip(bounds[:-1], bounds[1:])]
+    """Log-likelihood a part gains from a whole; rows are sorted by the part's state."""
+    blocks = [posterior[low:high] for low, high in itertools.pairwise(bounds)]
     share = np.diff(bounds) / bounds[-1]
     table = np.stack([block.sum(axis=0) for block in blocks], axis=1)
     table /= np.maximum(table.sum(axis=1, keepdims=True), _TINY)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
 from compute.selection.latent_class import (
+    Cards,
     LatentClass,
     choose_latent_class,
     distinct_rows,
@@ -27,18 +28,18 @@ _NEIGHBOURS = 3
 
 @dataclass(frozen=True)
 class Association:
-    """Pairwise association of p variables: p-values of independence, and partial strengths, both (p, p)."""
+    """Pairwise association (p, p): p-values of independence, and strengths given the rest."""
 
     p_values: FloatArray
     partial: FloatArray
 
 
-def associate(codes: IntArray, cards: Sequence[int]) -> Association:
+def associate(codes: IntArray, cards: Cards) -> Association:
     """Chi-square p-values, and partial association given all other variables.
 
     Each variable's indicators are whitened; the blocks of the inverse correlation matrix are what
-    remains between two variables given the rest. It is strong between parts of one whole and, unlike
-    mutual information, weak between parts of two strongly dependent wholes.
+    remains between two variables given the rest. It is strong between parts of one whole and,
+    unlike mutual information, weak between parts of two strongly dependent wholes.
     """
     n = len(codes)
     offsets = np.concatenate([[0], np.cumsum(cards)])
@@ -47,7 +48,7 @@ def associate(codes: IntArray, cards: Sequence[int]) -> Association:
     moments = hot.T @ hot / n
     means = np.diag(moments).copy()
     whiteners = []
-    for low, high in zip(offsets[:-1], offsets[1:]):
+    for low, high in itertools.pairwise(offsets):
         block = np.diag(means[low:high]) - np.outer(means[low:high], means[low:high])
         values, vectors = linalg.eigh(block)
         whiteners.append(vectors[:, 1:] / np.sqrt(np.maximum(values[1:], 1e-12)))
@@ -57,7 +58,7 @@ def associate(codes: IntArray, cards: Sequence[int]) -> Association:
     bounds = np.concatenate([[0], np.cumsum(degrees)])
     precision = linalg.inv(correlation + _RIDGE * np.eye(len(correlation)))
     roots = []
-    for low, high in zip(bounds[:-1], bounds[1:]):
+    for low, high in itertools.pairwise(bounds):
         values, vectors = linalg.eigh(precision[low:high, low:high])
         roots.append((vectors / np.sqrt(values)) @ vectors.T)
     root = linalg.block_diag(*roots)
@@ -72,7 +73,7 @@ def associate(codes: IntArray, cards: Sequence[int]) -> Association:
 
 
 def group_parts(
-    codes: IntArray, cards: Sequence[int], rng: np.random.Generator, max_states: int
+    codes: IntArray, cards: Cards, rng: np.random.Generator, max_states: int
 ) -> list[IntArray]:
     """Groups of variables (indices, each of two or more) that share a whole; loners are in none."""
     searcher = _Search(codes, np.asarray(cards), rng, max_states)
@@ -120,7 +121,12 @@ class _Search:
             )
             order = np.argsort(-closeness, axis=1)[:, :_NEIGHBOURS]
             pairs = sorted(
-                {(min(a, int(b)), max(a, int(b))) for a, row in enumerate(order) for b in row if a != b},
+                {
+                    (min(a, int(b)), max(a, int(b)))
+                    for a, row in enumerate(order)
+                    for b in row
+                    if a != b
+                },
                 key=lambda pair: -closeness[pair],
             )
             for a, b in pairs:
@@ -136,10 +142,8 @@ class _Search:
                 break
         return groups
 
-    def _one_whole(
-        self, a: tuple[int, ...], b: tuple[int, ...], partial: FloatArray
-    ) -> bool:
-        # Two wholes mostly show on two or three parts of each, in tables small enough to fit at once.
+    def _one_whole(self, a: tuple[int, ...], b: tuple[int, ...], partial: FloatArray) -> bool:
+        # Two wholes mostly show on two or three parts of each, in tables quickly fitted.
         for size in (2, 3):
             first, second = _closest(a, partial, size), _closest(b, partial, size)
             if self._evidence_for_two(first, second) > 0:
@@ -147,7 +151,7 @@ class _Search:
         return (first, second) == (a, b) or self._evidence_for_two(a, b) <= 0
 
     def split(self, groups: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
-        """Part groups whose pair least explained by their whole is better off under a second one."""
+        """Divide groups whose least explained pair is better off under a second whole."""
         done: list[tuple[int, ...]] = []
         todo = list(groups)
         while todo:
@@ -160,7 +164,9 @@ class _Search:
         return sorted(done)
 
     def _halves(self, group: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-        residual = residual_association(self._codes[:, group], self._cards[list(group)], self.model(group))
+        residual = residual_association(
+            self._codes[:, group], self._cards[list(group)], self.model(group)
+        )
         i, j = np.unravel_index(int(residual.argmax()), residual.shape)
         if residual[i, j] < stats.norm.isf(1e-4):
             return None
@@ -203,10 +209,10 @@ class _Search:
         for side, table in ((~in_second, two.joint), (in_second, two.joint.T)):
             free_two += len(table) * int((cards[side] - 1).sum())
         penalty = 0.5 * np.log(len(self._codes)) * (free_two - free_one)
-        return two.log_likelihood - one.log_likelihood - penalty
+        return float(two.log_likelihood - one.log_likelihood - penalty)
 
 
-def residual_association(codes: IntArray, cards: Sequence[int], model: LatentClass) -> FloatArray:
+def residual_association(codes: IntArray, cards: Cards, model: LatentClass) -> FloatArray:
     """Normal scores (p, p) of what the whole leaves unexplained between each two of its parts."""
     n, p = codes.shape
     scores = np.full((p, p), -np.inf)
@@ -239,7 +245,7 @@ def _first_groups(partial: FloatArray) -> list[IntArray]:
     distance = 1.0 - partial / partial.max()
     np.fill_diagonal(distance, 0.0)
     tree = linkage(squareform(distance, checks=False), "average")
-    cuts = [fcluster(tree, k, "maxclust") for k in range(1, max(2, p // 2) + 1)]
+    cuts = [fcluster(tree, k, "maxclust").astype(np.int64) for k in range(1, max(2, p // 2) + 1)]
     best = max(cuts, key=lambda labels: _silhouette(distance, labels))
     return [np.flatnonzero(best == label) for label in np.unique(best)]
 

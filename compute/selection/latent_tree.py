@@ -41,7 +41,7 @@ class LatentTree:
 
 @dataclass
 class TreeRows:
-    """Rows prepared for a tree: the parts of each latent, reduced to their distinct configurations."""
+    """Rows prepared for a tree: the parts of each latent, as distinct configurations."""
 
     codes: IntArray
     owner: IntArray
@@ -85,7 +85,7 @@ class Beliefs:
 
 
 def infer(tree: LatentTree, likelihoods: Sequence[FloatArray]) -> Beliefs:
-    """Exact upward and downward pass (Pearl 1988) for local likelihoods (n, c_k) of every latent."""
+    """Exact upward and downward pass (Pearl 1988) for local likelihoods (n, c_k) of each latent."""
     order = _topological(tree.parent)
     inward = [np.array(message) for message in likelihoods]
     to_parent: dict[int, FloatArray] = {}

@@ -70,13 +70,13 @@ def nonnegative_rank(
     Notes
     -----
     Ranks 1, 2, ... are tested in turn; the first that one more state does not improve beyond noise
-    is the answer. The statistic is the likelihood ratio of rank r + 1 against r. It looks in the one
-    direction in which a missing state shows, the largest singular value of the whitened residual,
-    where an omnibus statistic spreads its power over (I - r)(J - r) degrees of freedom. At the true
-    rank it is near (sqrt(I - r) + sqrt(J - r))^2, the edge of the Wishart spectrum; sparse cells and
-    zeros of the factors lower that, so the null law is a parametric bootstrap from the fitted rank r,
-    smoothed by a gamma law of equal mean and variance, and run only where the gain is within reach
-    of the edge.
+    is the answer. The statistic is the likelihood ratio of rank r + 1 against r. It looks in the
+    one direction in which a missing state shows, the largest singular value of the whitened
+    residual, where an omnibus statistic spreads its power over (I - r)(J - r) degrees of freedom.
+    At the true rank it is near (sqrt(I - r) + sqrt(J - r))^2, the edge of the Wishart spectrum;
+    sparse cells and zeros of the factors lower that, so the null law is a parametric bootstrap from
+    the fitted rank r, smoothed by a gamma law of equal mean and variance, and run only where the
+    gain is within reach of the edge.
 
     Non-negative rank may exceed ordinary rank, e.g. 4 against 3 for the 4-cycle
     [[1,1,0,0],[0,1,1,0],[0,0,1,1],[1,0,0,1]]; the fits are non-negative and answer the former.
@@ -191,7 +191,7 @@ def _best_of(
 def _residual_starts(
     table: FloatArray, left: FloatArray, right: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
-    """Starts with one more state, along the leading singular vectors of the standardised residual."""
+    """Starts with one more state, along the leading singular vectors of the residual."""
     expected = left @ right
     residual = (table - expected) / np.sqrt(np.maximum(expected, 0.5))
     u, _, v = np.linalg.svd(residual, full_matrices=False)
@@ -218,7 +218,7 @@ def _random_starts(
 def _sweep(
     tables: FloatArray, left: FloatArray, right: FloatArray, sweeps: int
 ) -> tuple[FloatArray, FloatArray]:
-    """Multiplicative updates for the Kullback-Leibler divergence (Lee, Seung 2001), batched over fits.
+    """Multiplicative updates for the Kullback-Leibler divergence (Lee, Seung 2001), batched.
 
     Each half-step is an EM step of the mixture, so the likelihood never falls.
     """
