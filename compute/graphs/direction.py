@@ -13,9 +13,12 @@ from numpy.typing import NDArray
 
 from compute.graphs.result import Kind
 
-# Present values of the whole are cut in this many strata, within which its linear trend is taken
-# out, because a cause of graded strength screens off only when its strength is held.
+# Present values of the whole, and absent ones that are graded too, are cut in up to this many
+# strata, within which its linear trend is taken out: a cause of graded strength screens off only
+# when its strength is held. Each stratum is judged alone, since what a collider opens in one can
+# cancel what it opens in another.
 _STRATA = 4
+_ROWS_PER_STRATUM = 250
 _FEWEST_ROWS = 30
 # A cause leaves less than half of the dependence, a collider makes more than there was. What lies
 # between is undecided: parts that are correlated anyway, or a whole that is both.
@@ -49,12 +52,12 @@ def kind_of(
     parts = values.astype(np.float64) * sign
     pairs = np.triu_indices(k, 1)
     absent = n - len(parts)
-    everything = _scatter(parts, np.zeros((len(parts), 0)), absent)
+    everything = _scatter(parts, None, absent)
     marginal = float(np.mean(_correlations(everything)[pairs]))
     given = []
-    for scatter, rows, strata in _given_whole(parts, whole.astype(np.float64), active, absent):
+    for scatter, rows in _given_whole(parts, whole.astype(np.float64), active, absent):
         r = _correlations(scatter)[pairs]
-        chance = 1.0 / max(rows - 2 * strata, 1)
+        chance = 1.0 / max(rows - 2, 1)
         dependence = np.sqrt(max(float(np.mean(r * r)) - chance, 0.0))
         given.append((dependence, np.sqrt(chance / len(r))))
     if not given:
@@ -74,8 +77,8 @@ def _given_whole(
     whole: NDArray[np.float64],
     active: NDArray[np.bool_],
     absent: int,
-) -> list[tuple[NDArray[np.float64], int, int]]:
-    """Return scatter, rows and strata without the whole and with it, where rows suffice."""
+) -> list[tuple[NDArray[np.float64], int]]:
+    """Return the scatter and rows of every stratum of the whole that has rows enough."""
     out = []
     for present in (False, True):
         mine = active == present
@@ -84,30 +87,33 @@ def _given_whole(
         if count < _FEWEST_ROWS:
             continue
         x, y = parts[mine], whole[mine]
-        if extra or len(y) < 2 or np.ptp(y) < 1e-6:
-            out.append((_scatter(x, np.zeros((len(x), 0)), extra), count, 1))
-            continue
-        cuts = np.unique(np.quantile(y, np.linspace(0, 1, _STRATA + 1)[1:-1]))
-        stratum = np.searchsorted(cuts, y, side="right")
-        pieces = [
-            _scatter(x[stratum == s], y[stratum == s][:, None], 0) for s in np.unique(stratum)
-        ]
-        out.append((np.sum(pieces, axis=0), count, len(pieces)))
+        strata = min(_STRATA, count // _ROWS_PER_STRATUM)
+        if extra or np.ptp(y) < 1e-6:
+            out.append((_scatter(x, None, extra), count))
+        elif strata < 2:
+            out.append((_scatter(x, y, 0), count))
+        else:
+            at = (len(y) * np.arange(1, strata)) // strata
+            stratum = np.searchsorted(np.unique(np.partition(y, at)[at]), y, side="right")
+            for s in np.unique(stratum):
+                inside = stratum == s
+                if inside.sum() >= _FEWEST_ROWS:
+                    out.append((_scatter(x[inside], y[inside], 0), int(inside.sum())))
     return out
 
 
 def _scatter(
-    x: NDArray[np.float64], trend: NDArray[np.float64], absent: int
+    x: NDArray[np.float64], trend: NDArray[np.float64] | None, absent: int
 ) -> NDArray[np.float64]:
-    """Return (k, k) sums of squares about the mean and the linear trend; ``absent`` rows are 0."""
+    """Return (k, k) sums of squares about the mean and a linear trend; ``absent`` rows are 0."""
     n = len(x) + absent
     mean = x.sum(axis=0) / n
     scatter = x.T @ x - n * np.outer(mean, mean)
-    if trend.shape[1]:
-        t = trend - trend.mean(axis=0)
-        power = float(t[:, 0] @ t[:, 0])
+    if trend is not None:
+        t = trend - trend.mean()
+        power = float(t @ t)
         if power > 1e-9:
-            slope = t[:, 0] @ x
+            slope = t @ x
             scatter = scatter - np.outer(slope, slope) / power
     return np.asarray(scatter)
 

@@ -15,7 +15,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-_RIDGE = 1e-4
+RIDGE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def block_losses(
     keep = keep & moments.live
     gram = moments.gram * (keep[:, :, None] & keep[:, None, :])
     d = gram.shape[1]
-    gram[:, np.arange(d), np.arange(d)] = 1.0 + _RIDGE
+    gram[:, np.arange(d), np.arange(d)] = 1.0 + RIDGE
     cross = np.where(keep, moments.cross, 0.0)
     inverse = np.linalg.inv(gram)
     beta = np.matmul(inverse, cross[:, :, None])[:, :, 0]

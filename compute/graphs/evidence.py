@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import combinations, pairwise
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from compute.graphs.elimination import Basis, block_losses, standardise
+from compute.graphs.elimination import RIDGE, Basis, Moments, block_losses, standardise
 
 # Rows are cut in this many blocks; every choice of half of them that holds block 0, and its
 # complement, is a half-sample: complementary pairs, as in Shah & Samworth (2013).
-_BLOCKS = 6
+_BLOCKS = 4
 _HALVES = np.asarray(
     [
         [(b in half) == side for b in range(_BLOCKS)]
@@ -83,63 +84,89 @@ def weigh(
     k = values.shape[1]
     basis = Basis(k, controls.shape[1], quadratic)
     features = basis.features(values, controls, whole)
-    m = features.shape[1]
-    edges = np.linspace(0, m, _BLOCKS + 1).astype(int)
+    edges = np.linspace(0, features.shape[1], _BLOCKS + 1).astype(int)
     pieces = [features[:, a:b] for a, b in pairwise(edges)]
     seconds = np.stack([piece @ piece.T for piece in pieces]).astype(np.float64)
-    firsts = np.stack([piece.sum(axis=1, dtype=np.float64) for piece in pieces])
+    firsts = np.stack([piece.sum(axis=1) for piece in pieces]).astype(np.float64)
     moments = standardise(seconds.sum(axis=0)[None], firsts.sum(axis=0)[None], n)
-    everything = np.ones((1, basis.size), dtype=np.bool_)
-    loss, freedom, _ = block_losses(moments, everything, basis.blocks)
-    alone = everything.copy()
-    alone[:, basis.size - basis.controls :] = False
-    _, _, by_parents = block_losses(moments, alone, basis.blocks)
-    explained = max(float(by_parents[0]), 1e-9)
 
-    half = standardise(np.tensordot(_HALVES, seconds, axes=1), _HALVES @ firsts, n // 2)
-    keep = np.ones((len(_HALVES), basis.size), dtype=np.bool_)
-    half_loss, half_freedom, half_explained = block_losses(half, keep, basis.blocks)
-    chance = (1.0 - half_explained[:, None]) / (n / 2)
-    halves = np.maximum(half_loss - half_freedom * chance, 0.0) / explained
-
-    inverse, beta = _solve(moments.gram[0], moments.cross[0], moments.live[0])
-    toward = np.stack(
-        [
-            inverse[:, own] @ np.linalg.solve(inverse[np.ix_(own, own)], beta[own])
-            for own in basis.blocks
-        ],
-        axis=1,
+    stop = basis.size - basis.controls
+    fit = _fit(moments, basis.size)
+    alone = _fit(moments, stop)
+    linear = _fit(moments, k)
+    explained = float(np.clip(alone.beta @ moments.cross[0, :stop], 1e-9, 1.0))
+    toward = np.stack([_towards(fit, own) for own in basis.blocks], axis=1)
+    loss = np.where(moments.live[0], moments.cross[0], 0.0) @ toward
+    freedom = moments.live[0][basis.blocks].sum(axis=1)
+    strength = (loss - freedom * (1.0 - explained) / n) / explained
+    robust, residual = _scores(features, moments, toward, fit.beta, loss)
+    halves, half_chi2 = _half_samples(seconds, firsts, n, basis)
+    return WholeEvidence(
+        np.clip(strength, 1e-9, 1.0),
+        robust,
+        freedom,
+        np.where(linear.beta < 0, -1, 1),
+        halves / explained,
+        half_chi2,
+        float(np.clip(1.0 - explained, 0.0, 1.0)),
+        residual,
     )
+
+
+class _Fit(NamedTuple):
+    inverse: NDArray[np.float64]
+    beta: NDArray[np.float64]
+
+
+def _fit(moments: Moments, size: int) -> _Fit:
+    """Regress on the first ``size`` features."""
+    live = moments.live[0, :size]
+    gram = moments.gram[0, :size, :size] * (live[:, None] & live)
+    gram[np.diag_indices(size)] = 1.0 + RIDGE
+    inverse = np.asarray(np.linalg.inv(gram), dtype=np.float64)
+    return _Fit(inverse, inverse @ np.where(live, moments.cross[0, :size], 0.0))
+
+
+def _towards(fit: _Fit, own: NDArray[np.intp]) -> NDArray[np.float64]:
+    """Return the combination of features that is all a block adds to what the others explain."""
+    block = fit.inverse[own[:, None], own]
+    return np.asarray(fit.inverse[:, own] @ np.linalg.solve(block, fit.beta[own]))
+
+
+def _scores(
+    features: NDArray[np.float32],
+    moments: Moments,
+    toward: NDArray[np.float64],
+    beta: NDArray[np.float64],
+    loss: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+    """Return the heteroscedasticity-consistent chi-squared of every part, and the residual.
+
+    The score of a row is what the part adds there times what the fit without the part leaves
+    there: with the sum of scores over the root of their sum of squares, no part gets a chi-squared
+    above the number of rows that carry it (White 1980).
+    """
     scale, mean = moments.scale[0], moments.mean[0]
     maps = np.column_stack([toward, beta]) / scale[:-1, None]
     at_zero = mean[:-1] @ maps
     fitted = maps.T.astype(np.float32) @ features[:-1]
     fitted -= at_zero.astype(np.float32)[:, None]
-    target = (features[-1] - np.float32(mean[-1])) / np.float32(scale[-1])
-    residual = target - fitted[-1]
+    residual = (features[-1] - np.float32(mean[-1])) / np.float32(scale[-1])
+    residual -= fitted[-1]
     score = fitted[:-1] * (residual + fitted[:-1])
+    # Rows that were left out, being all zero, have a score too.
     absent = at_zero[:-1] * (at_zero[:-1] - at_zero[-1] + mean[-1] / scale[-1])
-    power = np.einsum("kn,kn->k", score, score, dtype=np.float64) + (n - m) * absent**2
-    robust = np.square(n * loss[0]) / np.maximum(power, 1e-12)
-    chance_all = (1.0 - float(by_parents[0])) / n
-    strength = np.maximum(loss[0] - freedom[0] * chance_all, 1e-9) / explained
-    slope = np.linalg.lstsq(moments.gram[0][:k, :k], moments.cross[0][:k], rcond=None)[0]
-    return WholeEvidence(
-        np.minimum(strength, 1.0),
-        robust,
-        freedom[0],
-        np.where(slope < 0, -1, 1),
-        halves.T,
-        (half_loss / chance).T,
-        float(np.clip(1.0 - by_parents[0], 0.0, 1.0)),
-        residual,
-    )
+    power = np.einsum("kn,kn->k", score, score, dtype=np.float64)
+    power += (moments.n - features.shape[1]) * absent**2
+    return np.square(moments.n * loss) / np.maximum(power, 1e-12), residual
 
 
-def _solve(
-    gram: NDArray[np.float64], cross: NDArray[np.float64], live: NDArray[np.bool_]
+def _half_samples(
+    seconds: NDArray[np.float64], firsts: NDArray[np.float64], n: int, basis: Basis
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    ridged = gram * np.outer(live, live)
-    ridged[np.diag_indices_from(ridged)] = 1.0 + 1e-4
-    inverse = np.asarray(np.linalg.inv(ridged), dtype=np.float64)
-    return inverse, np.asarray(inverse @ np.where(live, cross, 0.0), dtype=np.float64)
+    """Return (k, h) losses in every half-sample, corrected for chance, and their chi-squared."""
+    half = standardise(np.tensordot(_HALVES, seconds, axes=1), _HALVES @ firsts, n // 2)
+    keep = np.ones((len(_HALVES), basis.size), dtype=np.bool_)
+    loss, freedom, explained = block_losses(half, keep, basis.blocks)
+    chance = (1.0 - explained[:, None]) / (n / 2)
+    return np.maximum(loss - freedom * chance, 0.0).T, (loss / chance).T

@@ -373,7 +373,7 @@ class VectorWorld:
             return np.asarray(np.logaddexp(0.0, 4.0 * (latent - bar)) / 4.0)
         active = latent > bar
         if self.code_style == "binary":
-            return active.astype(np.float64)
+            return np.asarray(active, dtype=np.float64)
         return np.asarray(np.where(active, rng.lognormal(-0.045, 0.3, latent.shape), 0.0))
 
     def _draw_cause(self, rng: np.random.Generator, n: int) -> NDArray[np.float64]:

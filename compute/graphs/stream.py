@@ -1,0 +1,178 @@
+"""Edges from rows that come in blocks and are seen once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import sparse
+
+from compute.graphs.columns import FEWEST_ROWS, check_level
+from compute.graphs.invariance import check_environment
+from compute.graphs.recovery import look_at, recover_from
+from compute.graphs.result import EdgeRecovery
+from compute.graphs.rows import Correlations, add_products
+
+# Screening uses all rows; the closer look at each whole uses this many, drawn evenly.
+MOST_ROWS_KEPT = 1_000_000
+_CLIP = 4.0
+
+
+def recover_edges_stream(
+    blocks: Iterable[tuple[Any, ...]], seed: int = 0, *, rows_kept: int = MOST_ROWS_KEPT
+) -> EdgeRecovery:
+    """Recover edges from blocks of rows, in one pass and in memory that no number of rows grows.
+
+    Second moments are summed over all rows. The rows from which the parents of each whole are
+    then settled are an even sample of ``rows_kept`` rows, or all where there are no more.
+
+    Parameters
+    ----------
+    blocks
+        Pairs ``(parts, wholes)`` or triples ``(parts, wholes, environment)`` of (b, p), (b, w) and
+        (b,); dense or sparse, b free, p and w the same throughout.
+    seed
+        Seed of the sample of rows.
+    rows_kept
+        Size of the sample.
+
+    Returns
+    -------
+    EdgeRecovery
+        As from :func:`recover_edges`; ``n_rows`` is the size of the sample. Memory is
+        ``4 (p² + p w + w²)`` bytes for the moments and up to ``2 rows_kept`` rows.
+
+    Raises
+    ------
+    ValueError
+        As :func:`recover_edges`; also if the blocks disagree in shape or there is none.
+    """
+    rng = np.random.default_rng([seed, 5])
+    moments: _Moments | None = None
+    sample = _Sample(rows_kept)
+    for number, block in enumerate(blocks):
+        lower = sparse.csr_array(check_level(f"parts of block {number}", block[0]))
+        upper = sparse.csr_array(check_level(f"wholes of block {number}", block[1]))
+        if lower.shape[0] != upper.shape[0]:
+            raise ValueError(
+                f"block {number} has {lower.shape[0]} rows of parts and {upper.shape[0]} of "
+                "wholes; row r of both must be the same sample."
+            )
+        if moments is None:
+            moments = _Moments(lower, upper)
+        moments.add(lower, upper, number)
+        sample.add(lower, upper, block[2] if len(block) > 2 else None, rng.random(lower.shape[0]))
+    if moments is None or moments.n < FEWEST_ROWS:
+        rows = 0 if moments is None else moments.n
+        raise ValueError(f"the blocks hold {rows} rows in all; edges need {FEWEST_ROWS} or more.")
+    lower, upper, environment = sample.take()
+    labels = None if environment is None else check_environment(environment, lower.shape[0])
+    return recover_from(look_at(lower, upper), moments.correlations(), labels)
+
+
+class _Moments:
+    """Running sums of products of clipped columns."""
+
+    def __init__(self, lower: sparse.csr_array, upper: sparse.csr_array) -> None:
+        p, w = lower.shape[1], upper.shape[1]
+        self.n = 0
+        self._sums = Correlations(
+            np.zeros((p, p), np.float32), np.zeros((p, w), np.float32), np.zeros((w, w), np.float32)
+        )
+        self._totals = np.zeros(p), np.zeros(w)
+        self._caps = _caps(lower), _caps(upper)
+
+    def add(self, lower: sparse.csr_array, upper: sparse.csr_array, number: int) -> None:
+        """Add a block."""
+        clipped = []
+        for level, cap, total in zip((lower, upper), self._caps, self._totals):
+            if level.shape[1] != len(cap):
+                raise ValueError(
+                    f"block {number} has {level.shape[1]} columns where the first has {len(cap)}; "
+                    "all blocks must have the same."
+                )
+            data = level.data.astype(np.float32) / cap[level.indices]
+            columns = sparse.csr_array(
+                (np.clip(data, -1.0, 1.0), level.indices, level.indptr), shape=level.shape
+            )
+            total += np.asarray(columns.sum(axis=0, dtype=np.float64)).ravel()
+            clipped.append(columns)
+        add_products(self._sums, *clipped)
+        self.n += lower.shape[0]
+
+    def correlations(self) -> Correlations:
+        """Return the correlations of all rows so far; the sums are used up."""
+        means = [total / self.n for total in self._totals]
+        squares = [np.diag(m).astype(np.float64) / self.n for m in self._sums[::2]]
+        deviations = []
+        for mean, square in zip(means, squares):
+            variance = square - mean**2
+            flat = variance <= 1e-6 * np.maximum(square, 1e-30)
+            deviations.append(np.where(flat, np.inf, np.sqrt(np.where(flat, 1.0, variance))))
+        for target, left, right in zip(self._sums, (0, 0, 1), (0, 1, 1)):
+            row_mean, row_scale = means[left], 1.0 / deviations[left]
+            column_mean = (means[right] / deviations[right]).astype(np.float32)
+            target *= (1.0 / deviations[right] / self.n).astype(np.float32)
+            for i in range(len(target)):
+                target[i] *= np.float32(row_scale[i])
+                target[i] -= np.float32(row_mean[i] * row_scale[i]) * column_mean
+        return self._sums
+
+
+def _caps(level: sparse.csr_array) -> NDArray[np.float32]:
+    """Return where values of each column are clipped, from the first block."""
+    power = np.bincount(level.indices, np.square(level.data, dtype=np.float64), level.shape[1])
+    count = np.bincount(level.indices, minlength=level.shape[1])
+    root = np.sqrt(power / np.maximum(count, 1))
+    # A column that is still absent is clipped as the typical other.
+    usual = float(np.median(root[root > 0])) if (root > 0).any() else 1.0
+    return np.asarray(_CLIP * np.where(root > 0, root, usual), dtype=np.float32)
+
+
+class _Sample:
+    """The rows with the smallest of random keys: an even sample of a stream of unknown length."""
+
+    def __init__(self, size: int) -> None:
+        if size < FEWEST_ROWS:
+            raise ValueError(f"rows_kept={size} is too few; keep {FEWEST_ROWS} or more.")
+        self._size = size
+        self._keys = np.empty(0)
+        self._held: list[tuple[sparse.csr_array, sparse.csr_array, NDArray[Any] | None]] = []
+
+    def add(
+        self,
+        lower: sparse.csr_array,
+        upper: sparse.csr_array,
+        environment: ArrayLike | None,
+        keys: NDArray[np.float64],
+    ) -> None:
+        """Add a block; once twice too many rows are held, the surplus goes."""
+        labels = None if environment is None else np.asarray(environment)
+        if labels is not None and labels.shape != keys.shape:
+            raise ValueError(
+                f"environment has shape {labels.shape} in a block of {len(keys)} rows; give one "
+                "label a row."
+            )
+        self._held.append((lower, upper, labels))
+        self._keys = np.concatenate([self._keys, keys])
+        if len(self._keys) > 2 * self._size:
+            self.take()
+
+    def take(self) -> tuple[sparse.csr_array, sparse.csr_array, NDArray[Any] | None]:
+        """Return the sample of all rows so far, in their order."""
+        lower, upper, labels = zip(*self._held)
+        given = [x for x in labels if x is not None]
+        if given and len(given) < len(labels):
+            raise ValueError("some blocks have an environment and others none; give all or none.")
+        rows = np.arange(len(self._keys))
+        if len(rows) > self._size:
+            rows = np.sort(np.argpartition(self._keys, self._size)[: self._size])
+        kept = (
+            sparse.csr_array(sparse.vstack(lower, format="csr"))[rows],
+            sparse.csr_array(sparse.vstack(upper, format="csr"))[rows],
+            np.concatenate(given)[rows] if given else None,
+        )
+        self._held, self._keys = [kept], self._keys[rows]
+        return kept
