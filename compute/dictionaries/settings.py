@@ -131,7 +131,7 @@ class DictionarySettings(BaseModel):
         The inverse square root of the width follows Gao et al. 2024 (2406.04093); the constant
         and the ceiling are the best of a few tried on language model activations and on worlds.
         """
-        return self.learning_rate or min(1e-2, 3e-3 * (4096 / self.n_concepts) ** 0.5)
+        return self.learning_rate or min(8e-3, 3e-3 * (4096 / self.n_concepts) ** 0.5)
 
     def learning_rate_at(self, step: int) -> float:
         """Learning rate of step ``step`` (0-based): linear rise, plateau, linear fall."""

@@ -12,6 +12,7 @@ from compute.dictionaries.architectures import Normalization, architecture_named
 from compute.dictionaries.dictionary import Dictionary
 from compute.dictionaries.normalization import estimate_normalization
 from compute.dictionaries.settings import DictionarySettings
+from compute.dictionaries.workers import ALONE, Workers
 
 # Everything else that is not a scalar has one row or number per concept.
 _PER_DIMENSION = {"decoder_bias", "mean"}
@@ -51,6 +52,8 @@ class DictionaryTrainer:
         from the first batch.
     device
         Where to train; batches are moved there.
+    workers
+        Who else trains the same dictionary on other rows of each batch.
     """
 
     def __init__(
@@ -60,8 +63,10 @@ class DictionaryTrainer:
         mean: Tensor | None = None,
         scale: float | None = None,
         device: str | torch.device = "cpu",
+        workers: Workers = ALONE,
     ) -> None:
         self.settings = settings
+        self._workers = workers
         self.device = torch.device(device)
         self.steps_done = 0
         self._architecture = architecture_named(settings.architecture)
@@ -88,11 +93,14 @@ class DictionaryTrainer:
         gradients = self._architecture.gradients(
             self.parameters, self.buffers, rows, dead, self.settings
         )
+        gradients = self._workers.combine(gradients)
+        self._workers.average(self.buffers.values())
+        n_rows = len(batch) * self._workers.size
         learning_rate = self.settings.learning_rate_at(self.steps_done)
         self._update(gradients.by_parameter, learning_rate)
-        self.rows_since_fired += len(batch)
+        self.rows_since_fired += n_rows
         self.rows_since_fired[gradients.fired > 0] = 0
-        self.usefulness.lerp_(gradients.usefulness / len(batch), _USEFULNESS_RATE)
+        self.usefulness.lerp_(gradients.usefulness / n_rows, _USEFULNESS_RATE)
         self.steps_done += 1
         return StepMetrics(
             step=self.steps_done,
@@ -100,7 +108,7 @@ class DictionaryTrainer:
             loss=gradients.loss,
             aux_loss=gradients.aux_loss,
             explained_variance=1 - gradients.loss / _variance(rows),
-            l0=gradients.fired.sum() / len(batch),
+            l0=gradients.fired.sum() / n_rows,
             dead_share=dead.float().mean(),
         )
 
@@ -179,12 +187,14 @@ class DictionaryTrainer:
         return save(tensors, metadata={"settings": self.settings.model_dump_json()})
 
     @classmethod
-    def from_checkpoint(cls, data: bytes, device: str | torch.device = "cpu") -> Self:
+    def from_checkpoint(
+        cls, data: bytes, device: str | torch.device = "cpu", workers: Workers = ALONE
+    ) -> Self:
         """A trainer that goes on where :meth:`checkpoint` was called."""
         header_length = int.from_bytes(data[:8], "little")
         header = json.loads(data[8 : 8 + header_length])
         settings = DictionarySettings.model_validate_json(header["__metadata__"]["settings"])
-        trainer = cls(settings, device=device)
+        trainer = cls(settings, device=device, workers=workers)
         trainer.load_state_dict(load(data))
         return trainer
 
@@ -197,6 +207,8 @@ class DictionaryTrainer:
             raise ValueError("batch holds values that are not finite: drop those rows first")
 
     def _start(self, batch: Tensor) -> None:
+        # Every worker must start from the same place, so each looks at the whole first batch.
+        batch = self._workers.gather(batch)
         estimated = estimate_normalization(batch)
         mean, scale = self._given
         self.normalization = Normalization(
