@@ -16,6 +16,8 @@ _ZERO_SHARE = 0.02
 # Values beyond this many root-mean-squares of the present values are clipped, so that a handful of
 # extreme rows cannot carry an edge alone.
 _CLIP = 4.0
+# Columns beyond this are scaled before they become float32, which holds the square of it.
+_LARGEST = 1e15
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,13 +121,20 @@ def dense_columns(data: NDArray[Any]) -> DenseColumns:
 def sparse_columns(data: Any) -> SparseColumns:
     """Bring a sparse (n, q) matrix of numbers to unit variance."""
     n = data.shape[0]
-    columns = sparse.csc_array(data, dtype=np.float32, copy=True)
+    columns = sparse.csc_array(data, copy=True)
     columns.sum_duplicates()
     columns.eliminate_zeros()
     counts = np.diff(columns.indptr)
     owner = np.repeat(np.arange(len(counts)), counts)
-    size = np.abs(columns.data).max(initial=0.0) or np.float32(1.0)
-    columns.data /= size
+    values = columns.data
+    size = np.abs(values)
+    if size.max(initial=0.0) > _LARGEST or size.min(initial=1.0) < 1 / _LARGEST:
+        largest = np.zeros(len(counts))
+        np.maximum.at(largest, owner, size)
+        values = values / largest[owner]
+    columns = sparse.csc_array(
+        (values.astype(np.float32), columns.indices, columns.indptr), shape=columns.shape
+    )
     power = np.bincount(owner, np.square(columns.data, dtype=np.float64), len(counts))
     cap = _CLIP * np.sqrt(power / np.maximum(counts, 1)).astype(np.float32)
     np.clip(columns.data, -cap[owner], cap[owner], out=columns.data)
@@ -140,9 +149,9 @@ def sparse_columns(data: Any) -> SparseColumns:
 
 
 def _as_float32(data: NDArray[Any]) -> NDArray[np.float32]:
-    """Copy to float32; columns beyond its range are scaled into it first."""
-    x = np.array(data, dtype=np.float32, order="C")
-    if data.dtype.kind == "f" and data.dtype.itemsize > 4 and not np.isfinite(x.sum()):
-        largest = np.abs(data).max(axis=0)
-        x = (data / np.where(largest > 0, largest, 1.0)).astype(np.float32)
-    return x
+    """Copy to float32; columns whose squares it could not hold are brought to unit size first."""
+    largest = np.maximum(np.abs(data.max(axis=0)), np.abs(data.min(axis=0))).astype(np.float64)
+    extreme = (largest > 0) & ((largest > _LARGEST) | (largest < 1 / _LARGEST))
+    if data.dtype.kind == "f" and extreme.any():
+        data = data / np.where(extreme, largest, 1.0)
+    return np.array(data, dtype=np.float32, order="C")
