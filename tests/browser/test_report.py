@@ -2,7 +2,7 @@
 
 import pytest
 
-pytestmark = [pytest.mark.browser, pytest.mark.server, pytest.mark.timeout(480)]
+pytestmark = [pytest.mark.browser, pytest.mark.server, pytest.mark.timeout(900)]
 
 COLOURS = """layer => {
     const canvas = document.querySelector(`canvas.${layer}`);

@@ -12,7 +12,7 @@ from storage.artifacts import Registry
 from storage.codes import CodeSet
 from storage.locations import Location
 
-pytestmark = [pytest.mark.server, pytest.mark.timeout(480)]
+pytestmark = [pytest.mark.server, pytest.mark.timeout(900)]
 
 
 def test_rows_are_what_the_model_says(built, recipe, tiny_model):

@@ -11,7 +11,7 @@ import httpx
 import pytest
 import yaml
 
-pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(480)]
+pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def free_port():
@@ -55,7 +55,7 @@ def server(tmp_path_factory):
         except httpx.HTTPError:
             return False
 
-    wait_until(healthy, 150, process)
+    wait_until(healthy, 240, process)
     yield api, environment
     process.terminate()
     process.wait(timeout=60)
@@ -90,12 +90,12 @@ def test_a_run_submitted_through_the_api_completes(server, tiny_recipe, tmp_path
         return state if state in ("COMPLETED", "FAILED", "CRASHED") else None
 
     try:
-        found = wait_until(deployment, 120, serving)
+        found = wait_until(deployment, 240, serving)
         # The form in the UI is the recipe, with its fields and their descriptions.
         schema = found["parameter_openapi_schema"]["definitions"]
         assert "description" in schema["LearnSettings"]["properties"]["k"]
         assert found["schedules"][0]["schedule"]["cron"] == "0 3 * * *"
-        run = wait_until(submitted, 60, serving)
+        run = wait_until(submitted, 120, serving)
         assert wait_until(ended, 300, serving) == "COMPLETED"
         # A schedule that silently creates no run is the known failure of a wrong SQLAlchemy.
         wait_until(lambda: "SCHEDULED" in states().values(), 120, serving)

@@ -12,7 +12,7 @@ from storage.artifacts import Registry
 from storage.locations import Location
 from tests.conftest import kill_tree
 
-pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(480)]
+pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def write_recipe(path, values, store):
@@ -25,7 +25,7 @@ def content_hash(store):
     return Registry((Location(str(store)) / "artifacts").url).load("tiny").manifest.content_hash
 
 
-def wait_for(condition, process, seconds=200):
+def wait_for(condition, process, seconds=400):
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.stderr.read()
