@@ -1,7 +1,7 @@
 """The flow that turns a generative model into a published concept artifact."""
 
-from __future__ import annotations
-
+# No `from __future__ import annotations` here: Prefect resolves the flow's parameters where this
+# module's names are not to be had, so its annotations must be classes and not strings.
 from prefect import flow
 
 from compute.cluster import disconnect

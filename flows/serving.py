@@ -31,6 +31,7 @@ def serve_nightly(
         If the schedule or the time zone is not one.
     """
     from prefect.client.schemas.schedules import CronSchedule
+    from prefect.deployments.runner import EntrypointType
 
     try:
         schedule = CronSchedule(cron=cron, timezone=timezone)
@@ -52,6 +53,8 @@ def serve_nightly(
             tags=["strata", recipe.name],
             # One model at a time: a second run waits for the first.
             limit=1,
+            # By module, so that a run finds the flow from whatever folder it is started in.
+            entrypoint_type=EntrypointType.MODULE_PATH,
             print_starting_message=False,
         )
 

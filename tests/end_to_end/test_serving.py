@@ -61,7 +61,6 @@ def server(tmp_path_factory):
     process.wait(timeout=60)
 
 
-@pytest.mark.xfail(reason="the served run ends FAILED; the cause is not found yet", strict=False)
 def test_a_run_submitted_through_the_api_completes(server, tiny_recipe, tmp_path):
     api, environment = server
     recipe = tmp_path / "tiny.yaml"
