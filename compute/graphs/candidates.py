@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import chi2
 
 from compute.graphs.elimination import Basis, Moments, Path, eliminate, standardise
 from compute.graphs.parallel import in_parallel
@@ -18,9 +19,9 @@ _SIBLINGS = 4
 # Fewer rows per feature than this and only linear features are used.
 _ROWS_PER_FEATURE = 8
 _WHOLES_AT_ONCE = 128
-# A step of forward selection that gains less than this much chi-squared (one degree, p = 1e-4) and
-# is followed by none better is not worth carrying into the elimination.
-_LEAST_GAIN = 15.1
+# Forward selection takes the best of p parts; a step is worth carrying into the elimination if
+# less than this many of such steps would gain as much by chance.
+_CHANCE_STEPS = 0.02
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,16 @@ def find_candidates(rows: Rows, corr: Correlations) -> Candidates:
     freedom = np.ones((w, most), dtype=np.int64)
     siblings = np.zeros((w, n_siblings), dtype=np.int64)
 
+    least = float(chi2.isf(_CHANCE_STEPS / p, 1)) / rows.n
+
     def run(group: NDArray[np.int64]) -> None:
-        part[group], gain = forward_select(corr.parts, corr.cross[:, group], most)
-        worth = gain * rows.n > _LEAST_GAIN
-        count = np.where(worth.any(axis=1), most - worth[:, ::-1].argmax(axis=1), 0)
+        chosen, gain = forward_select(corr.parts, corr.cross[:, group], most, least)
+        m = chosen.shape[1]
+        part[group, :m] = chosen
+        worth = gain > least
+        count = np.where(worth.any(axis=1), m - worth[:, ::-1].argmax(axis=1), 0)
         siblings[group] = pick_siblings(
-            corr.parts, corr.cross, corr.wholes, part[group], group, n_siblings
+            corr.parts, corr.cross, corr.wholes, chosen, group, n_siblings
         )
         for k in np.unique(count[count > 0]):
             these = group[count == k]

@@ -37,9 +37,10 @@ class DenseColumns:
     above: NDArray[np.float32]
     below: NDArray[np.float32]
 
-    def active(self, index: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Return the (n, len(index)) activity of some columns."""
-        values = self.values[:, index]
+    def active(
+        self, index: int | NDArray[np.int64], values: NDArray[np.float32]
+    ) -> NDArray[np.bool_]:
+        """Return the activity of values of some columns."""
         return np.asarray((values > self.above[index]) | (values < self.below[index]))
 
 

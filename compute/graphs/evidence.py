@@ -49,8 +49,6 @@ class WholeEvidence:
         Share of the whole's variance that the parents leave.
     half_chi2
         (k, h) its chi-squared.
-    residual
-        (m,) float32 what the parents and siblings leave of the standardised whole.
     """
 
     strength: NDArray[np.float64]
@@ -60,7 +58,6 @@ class WholeEvidence:
     halves: NDArray[np.float64]
     half_chi2: NDArray[np.float64]
     unexplained: float
-    residual: NDArray[np.float32]
 
 
 def weigh(
@@ -69,7 +66,7 @@ def weigh(
     whole: NDArray[np.float32],
     n: int,
     quadratic: bool,
-) -> WholeEvidence:
+) -> tuple[WholeEvidence, NDArray[np.float32]]:
     """Weigh the parents of one whole.
 
     Parameters
@@ -80,6 +77,12 @@ def weigh(
         Number of rows, those left out included.
     quadratic
         Whether the basis has squares and products.
+
+    Returns
+    -------
+    evidence : WholeEvidence
+    residual : (m,) float32
+        What the parents and siblings leave of the standardised whole.
     """
     k = values.shape[1]
     basis = Basis(k, controls.shape[1], quadratic)
@@ -101,7 +104,7 @@ def weigh(
     strength = (loss - freedom * (1.0 - explained) / n) / explained
     robust, residual = _scores(features, moments, toward, fit.beta, loss)
     halves, half_chi2 = _half_samples(seconds, firsts, n, basis)
-    return WholeEvidence(
+    evidence = WholeEvidence(
         np.clip(strength, 1e-9, 1.0),
         robust,
         freedom,
@@ -109,8 +112,8 @@ def weigh(
         halves / explained,
         half_chi2,
         float(np.clip(1.0 - explained, 0.0, 1.0)),
-        residual,
     )
+    return evidence, residual
 
 
 class _Fit(NamedTuple):

@@ -25,10 +25,11 @@ _WHOLES_AT_ONCE = 128
 
 
 class Parents(NamedTuple):
-    """The parents (k,) of one whole, ascending, and their evidence."""
+    """The parents (k,) of one whole, ascending, their evidence, and what they leave."""
 
     parts: NDArray[np.int64]
     evidence: WholeEvidence
+    residual: NDArray[np.float32] | None
 
 
 def find_parents(rows: Rows, found: Candidates, bar: Bar, n_pairs: int) -> dict[int, Parents]:
@@ -68,10 +69,10 @@ def _settle(
     parts = np.sort(parts)
     while len(parts):
         close = rows.close(j, parts, found.siblings[j])
-        evidence = weigh(*close, n=rows.n, quadratic=found.quadratic)
+        evidence, residual = weigh(*close, n=rows.n, quadratic=found.quadratic)
         held = (evidence.robust > _FEWEST_CARRIERS) & (evidence.strength > bar.share)
         if held.all():
-            return Parents(parts, evidence)
+            return Parents(parts, evidence, residual if rows.second_look else None)
         # One at a time: what the weakest held may pass to the next.
         parts = np.delete(parts, np.where(held, np.inf, evidence.strength).argmin())
     return None
@@ -80,7 +81,10 @@ def _settle(
 def _second_look(rows: Rows, settled: dict[int, Parents], bar: Bar) -> dict[int, NDArray[np.int64]]:
     """Return, for wholes whose residual still goes with other parts, the foremost of those."""
     wholes = list(settled)
-    square = rows.residual_shares([settled[j].evidence.residual for j in wholes])
+    residuals = [parents.residual for parents in settled.values() if parents.residual is not None]
+    if not residuals:
+        return {}
+    square = rows.residual_shares(residuals)
     out = {}
     for column, j in enumerate(wholes):
         explained = 1.0 - settled[j].evidence.unexplained

@@ -95,12 +95,12 @@ def recover_from(
     def describe(wholes: list[int]) -> list[tuple[NDArray[Any], ...]]:
         columns = []
         for j in wholes:
-            parents, evidence = settled[j]
+            parents, evidence, _ = settled[j]
             siblings = found.siblings[j]
             unexplained[j] = evidence.unexplained
-            part_active, active = rows.activity(j, parents)
-            form[j] = form_of(part_active, active, evidence.sign, rows.n)
             alone = rows.close(j, parents, siblings[:0])
+            part_active, active = rows.activity(j, parents, alone)
+            form[j] = form_of(part_active, active, evidence.sign, rows.n)
             kind[j] = kind_of(alone.values, alone.whole, active, evidence.sign, rows.n)
             invariant = np.ones(len(parents), dtype=np.bool_)
             if environment is not None:

@@ -39,6 +39,7 @@ class Rows(Protocol):
 
     n: int
     n_controls: int
+    second_look: bool
 
     def correlations(self) -> Correlations:
         """Correlations over all rows."""
@@ -47,12 +48,15 @@ class Rows(Protocol):
         """Return one whole with some parts and siblings."""
 
     def activity(
-        self, whole: int, parts: NDArray[np.int64]
+        self, whole: int, parts: NDArray[np.int64], close: Close
     ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Return the (m, k) activity of some parts and the (m,) activity of one whole."""
+        """Return the (m, k) activity of the parts and (m,) of the whole, of rows from ``close``."""
 
     def residual_shares(self, residuals: list[NDArray[np.float32]]) -> NDArray[np.float32]:
-        """Return (p, len(residuals)) squared correlations of parts with (m,) residuals."""
+        """Return (p, len(residuals)) squared correlations of parts with (n,) residuals.
+
+        Only asked for where ``second_look`` is true.
+        """
 
 
 class DenseRows:
@@ -62,6 +66,7 @@ class DenseRows:
         self.parts, self.wholes = parts, wholes
         self.n = len(parts.values)
         self.n_controls = 1
+        self.second_look = True
         self._total = wholes.values.sum(axis=1)
 
     def correlations(self) -> Correlations:
@@ -79,10 +84,10 @@ class DenseRows:
         return Close(self.parts.values[:, parts], controls, y[:, whole])
 
     def activity(
-        self, whole: int, parts: NDArray[np.int64]
+        self, whole: int, parts: NDArray[np.int64], close: Close
     ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Return the (n, k) activity of some parts and the (n,) activity of one whole."""
-        return self.parts.active(parts), self.wholes.active(np.asarray([whole]))[:, 0]
+        """Return the (n, k) activity of the parts and the (n,) activity of the whole."""
+        return self.parts.active(parts, close.values), self.wholes.active(whole, close.whole)
 
     def residual_shares(self, residuals: list[NDArray[np.float32]]) -> NDArray[np.float32]:
         """Return (p, len(residuals)) squared correlations of parts with (n,) residuals."""
@@ -94,12 +99,13 @@ class DenseRows:
 
 
 class SparseRows:
-    """Two sparse levels."""
+    """Two sparse levels. Their residuals are not sparse, so there is no second look at them."""
 
     def __init__(self, parts: SparseColumns, wholes: SparseColumns) -> None:
         self.parts, self.wholes = parts, wholes
         self.n = parts.values.shape[0]
         self.n_controls = 0
+        self.second_look = False
         self._scratch = threading.local()
 
     def correlations(self) -> Correlations:
@@ -116,12 +122,10 @@ class SparseRows:
         return Close(table[:, :k], table[:, k:-1], table[:, -1])
 
     def activity(
-        self, whole: int, parts: NDArray[np.int64]
+        self, whole: int, parts: NDArray[np.int64], close: Close
     ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Return the activity of some parts and of one whole where any of them is present."""
-        x, y = self.parts.values, self.wholes.values
-        table = self._gather([(x, int(i)) for i in parts] + [(y, whole)]) != 0
-        return table[:, :-1], table[:, -1]
+        """Return where the parts and the whole are present."""
+        return close.values != 0, close.whole != 0
 
     def _gather(self, columns: list[tuple[sparse.csc_array, int]]) -> NDArray[np.float32]:
         spans = [(m.indptr[i], m.indptr[i + 1]) for m, i in columns]
@@ -139,16 +143,16 @@ class SparseRows:
             out[c, slot[rows[c]]] = m.data[a:b]
         return out.T
 
+    def residual_shares(self, residuals: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+        """Refuse: see the class."""
+        raise NotImplementedError
+
     def _slots(self) -> NDArray[np.int32]:
         """Return this thread's scratch, one number per row."""
         if not hasattr(self._scratch, "slot"):
             self._scratch.slot = np.zeros(self.n, dtype=np.int32)
         slot: NDArray[np.int32] = self._scratch.slot
         return slot
-
-    def residual_shares(self, residuals: list[NDArray[np.float32]]) -> NDArray[np.float32]:
-        """Return zeros: sparse codes are screened on all their rows and get no second look."""
-        return np.zeros((self.parts.values.shape[1], len(residuals)), dtype=np.float32)
 
 
 def sum_products(parts: sparse.csr_array, wholes: sparse.csr_array) -> Correlations:

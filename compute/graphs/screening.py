@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 # A part of which less than this share of variance is new given the chosen ones adds nothing that
 # could be estimated.
 _LEAST_NEW = 1e-3
+# Of more wholes than this only those most correlated with a whole are looked at as its siblings.
+_LIKELY_SIBLINGS = 256
 
 
 def forward_select(
-    among: NDArray[np.floating], to_whole: NDArray[np.floating], steps: int
+    among: NDArray[np.floating], to_whole: NDArray[np.floating], steps: int, least: float = 0.0
 ) -> tuple[NDArray[np.int64], NDArray[np.floating]]:
     """Choose ``steps`` candidate parents for each whole.
 
@@ -27,13 +29,15 @@ def forward_select(
     to_whole
         (p, w) correlations of parts and wholes.
     steps
-        Number of candidates, at most p.
+        Most candidates, at most p.
+    least
+        Selection ends when every whole has had two steps in a row that gain no more than this.
 
     Returns
     -------
-    chosen : (w, steps) int
+    chosen : (w, m) int, m at most ``steps``
         Candidates in order of choice; distinct for each whole.
-    gain : (w, steps) float
+    gain : (w, m) float
         What each step added to the explained share, relative to what the steps before had left.
     """
     p, w = to_whole.shape
@@ -61,6 +65,8 @@ def forward_select(
         norm = np.sqrt(np.maximum(new[rows, best], _LEAST_NEW))[:, None]
         direction = direction / norm
         step = partial[rows, best][:, None] / norm
+        if m and (np.maximum(gains[:, m - 1], gains[:, m]) <= least).all():
+            return chosen[:, : m + 1], gains[:, : m + 1]
         directions[:, m] = direction
         new -= direction * direction
         partial -= step * direction
@@ -96,14 +102,18 @@ def pick_siblings(
     """
     if count == 0:
         return chosen[:, :0]
-    rows = np.arange(len(group))
+    rows = np.arange(len(group))[:, None]
+    likely = np.broadcast_to(np.arange(len(wholes)), (len(group), len(wholes)))
+    if len(wholes) > _LIKELY_SIBLINGS:
+        size = np.abs(wholes[group])
+        likely = np.argpartition(-size, _LIKELY_SIBLINGS - 1, axis=1)[:, :_LIKELY_SIBLINGS]
     m = chosen.shape[1]
     gram = among[chosen[:, :, None], chosen[:, None, :]] + 1e-3 * np.eye(m, dtype=among.dtype)
-    cross = to_whole[chosen]
-    weights = np.linalg.solve(gram, to_whole[chosen, group[:, None]][..., None])[..., 0]
-    solved = np.linalg.solve(gram, cross)
-    left = np.maximum(1.0 - np.einsum("gmw,gmw->gw", cross, solved), 1e-3)
-    own = np.matmul(weights[:, None, :], cross)[:, 0]
-    score = np.square(wholes[group] - own) / left
-    score[rows, group] = -1.0
-    return np.argpartition(-score, count - 1, axis=1)[:, :count]
+    cross = to_whole[chosen[:, :, None], likely[:, None, :]]
+    inverse = np.linalg.inv(gram)
+    left = np.maximum(1.0 - (cross * np.matmul(inverse, cross)).sum(axis=1), 1e-3)
+    own = np.matmul(to_whole[chosen, group[:, None]][:, None, :], np.matmul(inverse, cross))[:, 0]
+    score = np.square(wholes[group[:, None], likely] - own) / left
+    score[likely == group[:, None]] = -1.0
+    best = np.argpartition(-score, count - 1, axis=1)[:, :count]
+    return np.asarray(likely[rows, best])
