@@ -92,7 +92,8 @@ def tiny_recipe(tiny_model, tiny_texts):
         "learn": {"n_concepts": 48, "k": 4, "steps": 60, "batch_size": 256, "checkpoint_steps": 20},
         "encode": {"examples": 3, "window": 4},
         "recover": {"min_token_count": 5},
-        "resources": {"learn": {"cpus": 1}},
+        # One worker each: most of a tiny run is the start of its workers.
+        "resources": {"extract": {"workers": 1}, "encode": {"workers": 1}, "learn": {"cpus": 1}},
     }
 
 

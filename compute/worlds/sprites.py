@@ -213,9 +213,9 @@ def render_slots(
         ink = palette[colours] if name in _FILLS else np.full_like(palette[colours], DETAIL[0])
         for down in SHIFTS:
             for right in SHIFTS:
-                here = parts[:, index] & (shifts == (down, right)).all(axis=-1)
-                mask = np.roll(masks[index], (down, right), axis=(0, 1))
-                slots[here[:, None, None] & mask] = np.repeat(ink[here], mask.sum(), axis=0)
+                here = np.flatnonzero(parts[:, index] & (shifts == (down, right)).all(axis=-1))
+                rows, columns = np.nonzero(np.roll(masks[index], (down, right), axis=(0, 1)))
+                slots[here[:, None], rows, columns] = ink[here][:, None]
     return slots
 
 

@@ -264,8 +264,8 @@ def main(arguments: list[str] | None = None) -> dict[str, object]:
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     ranks = rank_benchmark(options.tables)
-    hierarchies = hierarchy_benchmark(options.worlds, options.methods)
     write_csv(options.out / "discrete_rank.csv", ranks)
+    hierarchies = hierarchy_benchmark(options.worlds, options.methods)
     write_csv(options.out / "discrete_hierarchy.csv", hierarchies)
     summary = summarise(ranks, hierarchies)
     record = {

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from compute.settings import ResourceSettings
 from flows.build import build
 from storage.activations import ActivationSet
 from storage.artifacts import Registry
@@ -139,8 +140,11 @@ def test_a_changed_setting_recomputes_only_what_follows(built, recipe, artifact)
     assert registry.load("tiny").manifest.content_hash != artifact.manifest.content_hash
 
 
-def test_an_equal_run_elsewhere_has_the_same_content(built, recipe, tmp_path):
-    again = build(recipe.model_copy(update={"store": str(tmp_path / "elsewhere")}))
+def test_an_equal_run_elsewhere_with_two_workers_has_the_same_content(built, recipe, tmp_path):
+    two = ResourceSettings(workers=2)
+    resources = recipe.resources.model_copy(update={"extract": two, "encode": two})
+    elsewhere = {"store": str(tmp_path / "elsewhere"), "resources": resources}
+    again = build(recipe.model_copy(update=elsewhere))
     for step in ("extract", "learn", "encode", "recover", "publish"):
         assert again[step].content_hash == built[step].content_hash, step
 
