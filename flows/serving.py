@@ -31,7 +31,7 @@ def serve_nightly(
         If the schedule or the time zone is not one.
     """
     from prefect.client.schemas.schedules import CronSchedule
-    from prefect.deployments.runner import EntrypointType
+    from prefect.types.entrypoint import EntrypointType
 
     try:
         schedule = CronSchedule(cron=cron, timezone=timezone)
