@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from flows.artifacts_command import artifacts
 from flows.recipe import BadInput, Recipe, load_recipe, recipe_names
 
 __all__ = ["app", "main"]
@@ -22,7 +23,6 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-artifacts = typer.Typer(help="Look at what has been published.", no_args_is_help=True)
 app.add_typer(artifacts, name="artifacts")
 
 out = Console(highlight=False)
@@ -119,60 +119,6 @@ def doctor(
     if damaged:
         raise typer.Exit(1)
     out.print(f"{len(table.plan.shards)} shards of {len(table):,} rows are whole.")
-
-
-@artifacts.command("list")
-def list_artifacts(store: StoreOption = None) -> None:
-    """List all artifacts and their versions."""
-    registry = _registry(store)
-    table = Table("artifact", "version", "status", "created", "content hash", box=None)
-    for name in registry.names():
-        for version in registry.versions(name):
-            manifest = registry.load(name, version.version).manifest
-            table.add_row(
-                name,
-                str(version.version),
-                manifest.status,
-                f"{manifest.created_at:%Y-%m-%d %H:%M}",
-                manifest.content_hash[:12],
-            )
-    out.print(table if table.row_count else "Nothing has been published here yet.")
-
-
-@artifacts.command("show")
-def show_artifact(
-    name: Annotated[str, typer.Argument(help="Name of the artifact.")],
-    version: Annotated[str, typer.Option(help="A number, or an alias.")] = "latest",
-    store: StoreOption = None,
-) -> None:
-    """Show what one version holds."""
-    artifact = _registry(store).load(name, int(version) if version.isdigit() else version)
-    manifest = artifact.manifest
-    out.print(f"[bold]{manifest.name} v{manifest.version}[/] {manifest.status}")
-    out.print(f"content hash  {manifest.content_hash}")
-    for key, value in manifest.counts.items():
-        out.print(f"{key:<13} {value:,}")
-    table = Table("level", "name", "concepts", "explained variance", "L0", "dead", box=None)
-    for level in manifest.levels:
-        table.add_row(
-            str(level.level),
-            level.name,
-            f"{level.n_concepts:,}",
-            *(f"{level.metrics.get(m, float('nan')):.3f}" for m in _SCORES),
-        )
-    out.print(table)
-
-
-_SCORES = ("explained_variance", "l0", "dead_share")
-
-
-def _registry(store: str | None) -> Any:
-    from storage.artifacts import Registry
-    from storage.locations import Location
-
-    return Registry(
-        (Location(store or os.environ.get("STRATA_STORE", ".strata")) / "artifacts").url
-    )
 
 
 def _recipe(recipe: str, settings: list[str], store: str | None) -> Recipe:

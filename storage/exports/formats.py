@@ -1,0 +1,148 @@
+"""A published version written to a folder in the format of another tool."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from storage.exports.neuronpedia import ConceptDashboard
+    from storage.manifests import LevelEntry
+    from storage.versions import Artifact
+
+__all__ = ["FORMATS", "export"]
+
+Files = Mapping[str, bytes]
+
+
+def export(artifact: Artifact, form: str, folder: str | Path) -> Path:
+    """Write a version, verified, into a folder that is new or empty, and return its path.
+
+    Parameters
+    ----------
+    artifact : Artifact
+        The version.
+    form : str
+        ``saelens``: one folder per level, for ``SAE.load_from_disk``, with the model card;
+        ``hub``: everything that the version holds, ready to be uploaded as a model repository;
+        ``neuronpedia``: ``graph.json`` in the format of attribution graphs, and the rows of its
+        bulk import for every level that has examples; ``graphml``: ``graph.graphml``.
+    folder : str or Path
+        Where to write.
+
+    Raises
+    ------
+    ValueError
+        If there is no such format, or the version holds nothing that could be written in it.
+    FileExistsError
+        If the folder exists and is not empty.
+    CorruptArtifact
+        If a file of the version is damaged.
+    """
+    if form not in FORMATS:
+        raise ValueError(f"format {form!r} is unknown: choose one of {', '.join(FORMATS)}.")
+    target = Path(folder)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise FileExistsError(f"folder {str(target)!r} is not empty: give a new one.")
+    files = FORMATS[form](artifact)
+    if not files:
+        raise ValueError(
+            f"{artifact.name} version {artifact.version} has nothing to export as {form}."
+        )
+    for path, data in files.items():
+        (target / path).parent.mkdir(parents=True, exist_ok=True)
+        (target / path).write_bytes(data)
+    return target
+
+
+def _hub(artifact: Artifact) -> Files:
+    from storage.manifests import MANIFEST_FILE, SUMS_FILE
+
+    return {
+        **{path: artifact.read(path) for path in artifact.files},
+        SUMS_FILE: artifact.manifest.checksums(),
+        MANIFEST_FILE: artifact.manifest.to_bytes(),
+    }
+
+
+def _saelens(artifact: Artifact) -> Files:
+    prefix = "dictionaries/"
+    found = {
+        path.removeprefix(prefix): artifact.read(path)
+        for path in artifact.files
+        if path.startswith(prefix)
+    }
+    if found:
+        found["README.md"] = artifact.read("README.md")
+    return found
+
+
+def _graphml(artifact: Artifact) -> Files:
+    if "graph/nodes.parquet" not in artifact.files:
+        return {}
+    return {"graph.graphml": artifact.graph.to_graphml()}
+
+
+def _neuronpedia(artifact: Artifact) -> Files:
+    import json
+
+    from storage.exports.neuronpedia import DashboardSource, to_dashboards, to_neuronpedia_graph
+
+    files: dict[str, bytes] = {}
+    if "graph/nodes.parquet" in artifact.files:
+        graph = to_neuronpedia_graph(
+            artifact.graph,
+            slug=f"{artifact.name}-v{artifact.version}",
+            scan=artifact.name,
+            version=str(artifact.version),
+            source_set="strata",
+            created_at=artifact.manifest.created_at,
+        )
+        files["graph.json"] = json.dumps(graph, ensure_ascii=False, allow_nan=False).encode()
+    for level in artifact.levels:
+        source = DashboardSource(
+            model=artifact.name,
+            layer=level.level,
+            source_set="strata",
+            hook_name=level.hookpoint,
+            release=f"{artifact.name}-v{artifact.version}",
+            created_at=artifact.manifest.created_at,
+        )
+        concepts = list(_dashboards(artifact, level))
+        if concepts:
+            files |= to_dashboards(concepts, source)
+    return files
+
+
+def _dashboards(artifact: Artifact, level: LevelEntry) -> Iterator[ConceptDashboard]:
+    from storage.exports.neuronpedia import ConceptDashboard, Excerpt
+
+    examples: dict[int, list[Mapping[str, Any]]] = {}
+    try:
+        records = artifact.examples(level.level)
+    except KeyError:
+        return
+    for record in records:
+        # Examples of images have no tokens, and these rows have no place for anything else.
+        if record.get("tokens"):
+            examples.setdefault(int(record["index"]), []).append(record)
+    dictionary = artifact.dictionary(level.level)
+    frequency = dictionary.log10_frequency
+    for index, own in sorted(examples.items()):
+        yield ConceptDashboard(
+            index=index,
+            frequency=0.0 if frequency is None else float(10.0 ** frequency[index]),
+            maximum=max(float(record["activation"]) for record in own),
+            excerpts=[Excerpt(record["tokens"], record["values"]) for record in own],
+            direction=[round(float(v), 6) for v in dictionary.directions[index]],
+        )
+
+
+FORMATS: dict[str, Callable[[Artifact], Files]] = {
+    "saelens": _saelens,
+    "neuronpedia": _neuronpedia,
+    "hub": _hub,
+    "graphml": _graphml,
+}
+"""The known formats; each turns a version into files by their path below the export's folder."""

@@ -1,0 +1,158 @@
+"""`strata artifacts`: what its commands print, write and refuse."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+
+import networkx as nx
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from flows.cli import app
+from storage.artifacts import Registry
+from storage.exports.saelens import read_saelens_folder, to_saelens
+from storage.graphs import ConceptGraph
+
+RNG = np.random.default_rng(0)
+DIRECTIONS = np.linalg.qr(RNG.normal(size=(16, 16)))[0].astype(np.float32)
+
+
+def version_files(n_concepts, strength):
+    weights = {
+        "W_enc": DIRECTIONS[:n_concepts].T.copy(),
+        "W_dec": DIRECTIONS[:n_concepts],
+        "b_enc": np.zeros(n_concepts, np.float32),
+        "b_dec": np.zeros(16, np.float32),
+    }
+    graph = ConceptGraph.from_columns(
+        {
+            "level": [0, *[1] * n_concepts],
+            "index": [0, *range(n_concepts)],
+            "label": ["cat", *(f"c{i}" for i in range(n_concepts))],
+            "concept": [None, *(f"1:{i}@first" for i in range(n_concepts))],
+        },
+        {"source": ["0:0"], "target": ["1:0"], "strength": [strength], "confidence": [1.0]},
+    )
+    examples = pa.Table.from_pylist(
+        [{"index": 1, "activation": 2.0, "tokens": ["a", "cat"], "values": [0.0, 2.0]}]
+    )
+    sink = io.BytesIO()
+    pq.write_table(examples, sink)
+    dictionary = to_saelens(weights, architecture="topk", k=2, frequency=np.full(n_concepts, 0.1))
+    return {
+        **{f"dictionaries/low/{path}": data for path, data in dictionary.items()},
+        **{f"graph/{path}": data for path, data in graph.files().items()},
+        "examples/low.parquet": sink.getvalue(),
+    }
+
+
+@pytest.fixture
+def store(tmp_path):
+    registry = Registry(tmp_path / "store" / "artifacts")
+    for number, (n_concepts, strength) in enumerate([(4, 1.0), (5, 2.0)], 1):
+        registry.publish(
+            "toy",
+            version_files(n_concepts, strength),
+            fingerprint=str(number),
+            levels=[
+                {"level": 1, "name": "low", "hookpoint": "layers.0.output"}
+                | {"n_concepts": n_concepts, "d": 16, "metrics": {"l0": 2.0}}
+            ],
+        )
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def strata(store):
+    def run(*arguments, code=0):
+        done = CliRunner().invoke(app, ["artifacts", *arguments, "--store", str(store)])
+        assert done.exit_code == code, done.output
+        return done.output
+
+    return run
+
+
+def test_versions_are_listed_and_shown(strata):
+    assert [v["version"] for v in json.loads(strata("list", "--json"))] == [1, 2]
+    assert "latest" in strata("list")
+    shown = strata("show", "toy", "v1")
+    assert "toy v1" in shown
+    assert "2.000" in shown
+
+
+def test_versions_are_compared(strata):
+    told = json.loads(strata("compare", "toy", "v1", "v2", "--json"))
+    assert told["counts"] == {
+        "concepts": {"kept": 4, "changed": 0, "born": 1, "gone": 0},
+        "edges": {"kept": 0, "changed": 1, "born": 0, "gone": 0},
+    }
+    assert "strength 1 → 2" in strata("compare", "toy", "1")
+
+
+def test_aliases_move_and_keep_their_history(strata):
+    assert "production → v1" in strata("promote", "toy", "1", "--reason", "looks good")
+    assert "before v1" in strata("promote", "toy", "2", "--expected", "1")
+    strata("promote", "toy", "1", "--expected", "1", code=2)
+    assert json.loads(strata("alias", "toy", "--json")) == {"latest": 2, "production": 2}
+    moves = json.loads(strata("history", "toy", "production", "--json"))
+    assert [(move["previous"], move["version"]) for move in moves] == [(None, 1), (1, 2)]
+    strata("withdraw", "toy", "production")
+    assert "production" not in strata("alias", "toy")
+
+
+def test_exports_are_loaded_by_others(strata, tmp_path):
+    for form in ("saelens", "hub", "graphml", "neuronpedia"):
+        strata("export", "toy", "--format", form, "--to", str(tmp_path / form))
+    assert read_saelens_folder(tmp_path / "saelens" / "low").k == 2
+    assert (tmp_path / "hub" / "README.md").read_text().startswith("---\nlibrary_name: saelens")
+    assert nx.read_graphml(tmp_path / "graphml" / "graph.graphml").has_edge("0:0", "1:0")
+    graph = json.loads((tmp_path / "neuronpedia" / "graph.json").read_text())
+    assert len(graph["nodes"]) == 6
+    features = tmp_path / "neuronpedia" / "toy" / "1-strata" / "features" / "batch-0.jsonl.gz"
+    row = json.loads(gzip.decompress(features.read_bytes()))
+    assert row["index"] == "1"
+    assert row["frac_nonzero"] == pytest.approx(0.1)
+
+
+def test_damage_is_found_and_named(strata, store):
+    assert "is whole" in strata("verify", "toy", "1")
+    damaged = next((store / "artifacts").glob("toy/versions/*/graph/graph.json"))
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b" ")
+    version = json.loads((damaged.parents[1] / "manifest.json").read_text())["version"]
+    assert "graph/graph.json does not match its digest" in strata(
+        "verify", "toy", str(version), code=2
+    )
+
+
+def test_old_versions_are_removed_on_request(strata):
+    strata("promote", "toy", "2")
+    assert "would remove toy v1" in strata("clean", "--keep-last", "1", "--dry-run")
+    strata("clean", "toy", "--keep-last", "1")
+    assert [v["version"] for v in json.loads(strata("list", "--json"))] == [2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("show", "nope"), "no artifact 'nope'"),
+        (("show", "toy", "7"), "version 7 does not exist"),
+        (("compare", "toy", "old", "new"), "no alias 'old'"),
+        (("verify", "../toy"), "not a safe name"),
+        (("promote", "toy", "1", "--alias", "v3"), "reads like a version number"),
+        (("withdraw", "toy", "production"), "no alias 'production'"),
+        (("history", "toy", "production"), "no alias 'production'"),
+        (("export", "toy", "--format", "onnx"), "format 'onnx' is unknown"),
+        (("clean", "--keep-last", "0"), "keep_last = 0"),
+        (("clean", "--keep-days", "2"), "keep_days is given without keep_last"),
+        (("serve", "--host", "0.0.0.0"), "reachable from elsewhere"),
+    ],
+)
+def test_bad_input_is_refused_in_one_sentence(strata, arguments, reason):
+    said = strata(*arguments, code=2)
+    assert reason in said
+    assert len([line for line in said.splitlines() if line.startswith("error:")]) == 1
