@@ -22,7 +22,7 @@ _ATTENTION = ("self_attn", "attn", "attention", "self_attention", "linear_attn",
 _FEED_FORWARD = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "fc2")
 
 # Blocks that carry a text and an image stream, and return the pair in this order.
-_TEXT_FIRST = {"JointTransformerBlock", "FluxTransformerBlock", "FluxSingleTransformerBlock"}
+TEXT_FIRST = {"JointTransformerBlock", "FluxTransformerBlock", "FluxSingleTransformerBlock"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +195,7 @@ class Recorder:
         def hook(
             module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
         ) -> None:
-            value = stream_out(output, text_first=type(module).__name__ in _TEXT_FIRST)
+            value = stream_out(output, text_first=type(module).__name__ in TEXT_FIRST)
             if point.take == "update":
                 before = stream_in(args, kwargs)
                 if before.shape != value.shape:
