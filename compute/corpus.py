@@ -6,13 +6,16 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from compute.settings import ExtractSettings
 from storage.locations import Location
+
+if TYPE_CHECKING:
+    from compute.models.language import Context
 
 __all__ = ["Corpus", "Window", "arrange"]
 
@@ -56,6 +59,11 @@ class Corpus:
     vocabulary: dict[int, str]
 
     @property
+    def n_samples(self) -> int:
+        """Documents that are read."""
+        return len({window.document for window in self.windows})
+
+    @property
     def n_rows(self) -> int:
         """Tokens in all windows: one row each."""
         return sum(window.length for window in self.windows)
@@ -74,6 +82,15 @@ class Corpus:
     def block(self, number: int) -> tuple[Window, ...]:
         """Windows of one block of work."""
         return self.windows[self.blocks[number] : self.blocks[number + 1]]
+
+    def contexts(self, number: int) -> list[Context]:
+        """One block of work as contexts for the model."""
+        from compute.models.language import Context
+
+        return [
+            Context(w.document, w.start, self.window_tokens(w).astype(np.int64))
+            for w in self.block(number)
+        ]
 
     def window_tokens(self, window: Window) -> _Tokens:
         """Token ids of a window."""

@@ -1,4 +1,4 @@
-"""Examples: for each concept its strongest places, in context."""
+"""Examples: for each concept its strongest places, in context or in the picture."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import numpy.typing as npt
 
 from compute.corpus import Corpus
 from compute.encoding import ConceptSummary
+from compute.gallery import Gallery
 from compute.settings import EncodeSettings
 from storage.activations import ActivationSet
 from storage.codes import CodeSet
 
-__all__ = ["TextExample", "text_examples"]
+__all__ = ["PictureExample", "TextExample", "picture_examples", "text_examples"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,66 @@ class TextExample:
     def activation(self) -> float:
         """The code at the peak."""
         return float(self.values[self.peak])
+
+
+@dataclass(frozen=True, slots=True)
+class PictureExample:
+    """One picture in which a concept is strong.
+
+    Attributes
+    ----------
+    sample : int
+    values : array (height, width) float32
+        The concept's codes on the picture's patches.
+    """
+
+    sample: int
+    values: npt.NDArray[np.float32]
+
+    @property
+    def activation(self) -> float:
+        """The largest code."""
+        return float(self.values.max())
+
+    @property
+    def position(self) -> int:
+        """The patch of the largest code, row by row."""
+        return int(self.values.argmax())
+
+
+def picture_examples(
+    activations: ActivationSet,
+    codes: CodeSet,
+    gallery: Gallery,
+    level: str,
+    summary: ConceptSummary,
+    settings: EncodeSettings,
+) -> list[list[PictureExample]]:
+    """The strongest pictures of every concept of a level, strongest first, each one once."""
+    row_of = _row_of(activations, gallery)
+    sample = activations.index("sample", 0, len(activations))
+    found = [
+        list(dict.fromkeys(sample[rows[rows >= 0]].tolist()))[: settings.examples]
+        for rows in summary.top_rows
+    ]
+    wanted = [(concept, s) for concept, samples in enumerate(found) for s in samples]
+    values = _gather(codes, level, [(concept, row_of[s]) for concept, s in wanted])
+    examples: list[list[PictureExample]] = [[] for _ in found]
+    for (concept, s), shade in zip(wanted, values, strict=True):
+        examples[concept].append(PictureExample(s, shade.reshape(gallery.grid)))
+    return examples
+
+
+def _row_of(
+    activations: ActivationSet, samples: Corpus | Gallery
+) -> dict[int, npt.NDArray[np.int64]]:
+    """For each sample, the stored row of each of its positions; −1 where it has none."""
+    plan = activations.plan
+    destinations = np.concatenate([plan.destinations(b) for b in range(plan.n_blocks)])
+    return {
+        sample: np.where(rows >= 0, destinations[rows], -1)
+        for sample, rows in samples.canonical_rows().items()
+    }
 
 
 def text_examples(
@@ -88,12 +149,7 @@ class _Places:
     """Translates stored rows to documents and positions and back."""
 
     def __init__(self, activations: ActivationSet, corpus: Corpus) -> None:
-        plan = activations.plan
-        destinations = np.concatenate([plan.destinations(b) for b in range(plan.n_blocks)])
-        self._row_of = {
-            document: np.where(rows >= 0, destinations[rows], -1)
-            for document, rows in corpus.canonical_rows().items()
-        }
+        self._row_of = _row_of(activations, corpus)
         self._starts = {document: np.zeros(len(t), int) for document, t in enumerate(corpus.tokens)}
         self._stops = {document: np.zeros(len(t), int) for document, t in enumerate(corpus.tokens)}
         for w in corpus.windows:

@@ -13,6 +13,8 @@ from compute.cluster import (
     silent,
     worker_count,
 )
+from compute.gallery import save_pictures
+from compute.pictures import png
 from compute.settings import ResourceSettings
 from storage.activations import ActivationPlan, ActivationSet, ActivationWriter, NotSealed
 from storage.locations import Location
@@ -39,6 +41,9 @@ class _Extractor:
 
         block, items = task
         rows = self.adapter.extract(items)
+        if rows.pictures:
+            shown = {sample: png(picture) for sample, picture in rows.pictures.items()}
+            save_pictures(self.writer.location, block, shown)
         activations = {
             # NumPy has no bfloat16: the store takes its bits.
             name: (

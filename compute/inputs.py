@@ -1,4 +1,4 @@
-"""Inputs of a run: documents of text, from a file, a folder or what Python itself brings."""
+"""Inputs of a run: documents and prompts, from a file, a folder or a built-in source."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from pathlib import Path
 
 from compute.settings import InputSettings
 
-__all__ = ["Document", "documents_hash", "read_documents"]
+__all__ = ["Document", "documents_hash", "read_documents", "read_prompts"]
+
+ENDLESS_COUNT = 2000
+"""Samples taken by default of a source that has no end."""
 
 _SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")
 
@@ -31,14 +34,66 @@ def read_documents(settings: InputSettings) -> list[Document]:
     ValueError
         If the source is unknown, does not exist, or holds no text.
     """
-    if settings.text.startswith("builtin:"):
-        found = list(_builtin(settings.text))
+    source = settings.source
+    if source.startswith("builtin:"):
+        found = list(_builtin(source))
     else:
-        found = [d for path in _files(settings.text) for d in _read(path, settings.column)]
+        found = [d for path in _files(source, "text") for d in _read(path, settings.column)]
+    return _with_text(found, source, "text")
+
+
+def read_prompts(settings: InputSettings, *, seed: int = 0) -> list[Document]:
+    """Read all prompts, in a fixed order: one a line of a .txt file, else one a row.
+
+    Parameters
+    ----------
+    seed : int
+        Of a built-in source.
+
+    Raises
+    ------
+    ValueError
+        If the source is unknown, does not exist, or holds no prompt.
+    """
+    source = settings.source
+    if source == "builtin:sprites":
+        from compute.worlds.sprites import SpriteWorld
+
+        captions = SpriteWorld(seed).sample(settings.count or ENDLESS_COUNT).captions
+        found = [Document(f"sprite {i}", caption) for i, caption in enumerate(captions)]
+    elif source.startswith("builtin:"):
+        raise ValueError(
+            f"inputs.prompts {source!r} is unknown: the only built-in prompts are "
+            "'builtin:sprites'."
+        )
+    else:
+        found = [
+            prompt
+            for path in _files(source, "prompts")
+            for document in _read(path, settings.column)
+            for prompt in (_lines(document) if path.suffix in (".txt", ".md") else [document])
+        ]
+    found = _with_text(found, source, "prompts")
+    count = settings.count or len(found)
+    repeated = (found[i % len(found)] for i in range(count))
+    return [
+        Document(f"{prompt.name}, drawing {i // len(found) + 1}", prompt.text)
+        if count > len(found)
+        else prompt
+        for i, prompt in enumerate(repeated)
+    ]
+
+
+def _lines(document: Document) -> Iterator[Document]:
+    for number, line in enumerate(document.text.splitlines(), 1):
+        yield Document(f"{document.name}:{number}", line.strip())
+
+
+def _with_text(found: list[Document], source: str, field: str) -> list[Document]:
     found = [document for document in found if document.text.strip()]
     if not found:
         raise ValueError(
-            f"inputs.text {settings.text!r} holds no text: name a file or folder with some."
+            f"inputs.{field} {source!r} holds no text: name a file or folder with some."
         )
     return found
 
@@ -64,14 +119,15 @@ def _builtin(name: str) -> Iterator[Document]:
         yield Document(topic, text)
 
 
-def _files(source: str) -> list[Path]:
+def _files(source: str, field: str) -> list[Path]:
     path = Path(source).expanduser()
     if path.is_dir():
         return sorted(p for p in path.rglob("*") if p.suffix in _SUFFIXES and p.is_file())
     if not path.is_file():
-        raise ValueError(f"inputs.text {source!r} does not exist: name a file or a folder.")
+        raise ValueError(f"inputs.{field} {source!r} does not exist: name a file or a folder.")
     if path.suffix not in _SUFFIXES:
-        raise ValueError(f"inputs.text {source!r} is of no known kind: use {', '.join(_SUFFIXES)}.")
+        known = ", ".join(_SUFFIXES)
+        raise ValueError(f"inputs.{field} {source!r} is of no known kind: use {known}.")
     return [path]
 
 

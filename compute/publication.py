@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,7 +15,8 @@ import numpy.typing as npt
 
 from compute.corpus import Corpus
 from compute.encoding import BIN_EDGES, ConceptSummary, read_summary
-from compute.examples import TextExample, text_examples
+from compute.examples import PictureExample, TextExample, picture_examples, text_examples
+from compute.gallery import Gallery, read_pictures
 from compute.learning import DICTIONARY_FILES
 from compute.settings import EncodeSettings, LevelSettings
 from storage.activations import ActivationSet
@@ -22,12 +25,13 @@ from storage.atlas import (
     Concept,
     Edge,
     Histogram,
+    ImageExample,
     Level,
     Neighbour,
     TokenExample,
     render,
 )
-from storage.atlas.labels import ContrastLabeller, background_counts
+from storage.atlas.labels import ContrastLabeller, background_counts, contrast_label, words_of
 from storage.codes import CodeSet
 from storage.graphs import ConceptGraph
 from storage.locations import Location
@@ -44,8 +48,8 @@ class LevelFindings:
     settings: LevelSettings
     scores: Mapping[str, float]
     summary: ConceptSummary
-    examples: Sequence[Sequence[TextExample]]
-    shown: Sequence[Sequence[TokenExample]]
+    examples: Sequence[Sequence[TextExample | PictureExample]]
+    shown: Sequence[Sequence[TokenExample | ImageExample]]
     labels: Sequence[str]
     directions: npt.NDArray[np.float32]
 
@@ -61,7 +65,7 @@ class Findings:
 
     levels: Sequence[LevelFindings]
     graph: ConceptGraph
-    corpus: Corpus
+    samples: Corpus | Gallery
 
 
 def gather_findings(
@@ -69,7 +73,7 @@ def gather_findings(
     codes: CodeSet,
     learned: Location,
     graph: ConceptGraph,
-    corpus: Corpus,
+    samples: Corpus | Gallery,
     levels: Sequence[LevelSettings],
     scores: Mapping[str, Mapping[str, float]],
     settings: EncodeSettings,
@@ -77,23 +81,66 @@ def gather_findings(
     """Collect summaries, examples and labels of every level, and write the labels to the graph."""
     from safetensors.numpy import load
 
-    background = background_counts(
-        [corpus.vocabulary.get(int(t), "") for t in tokens] for tokens in corpus.tokens
+    show: _Texts | _Pictures = (
+        _Texts(activations, codes, samples)
+        if isinstance(samples, Corpus)
+        else _Pictures(activations, codes, samples)
     )
-    labeller = ContrastLabeller(background)
     found = []
     for level in levels:
         summary = read_summary(codes, level.name)
-        examples = text_examples(activations, codes, corpus, level.name, summary, settings)
-        shown = [[token_example(e, corpus) for e in chosen] for chosen in examples]
-        labels = [labeller(chosen) if chosen else "" for chosen in shown]
+        examples, shown, labels = show(level.name, summary, settings)
         weights = load(learned.get(f"dictionaries/{level.name}/{DICTIONARY_FILES[1]}"))
         found.append(
             LevelFindings(
                 level, scores[level.name], summary, examples, shown, labels, weights["W_dec"]
             )
         )
-    return Findings(found, _labelled(graph, [level.labels for level in found]), corpus)
+    return Findings(found, _labelled(graph, [level.labels for level in found]), samples)
+
+
+class _Texts:
+    """Shows concepts by tokens in context, and names them by the words there."""
+
+    def __init__(self, activations: ActivationSet, codes: CodeSet, corpus: Corpus) -> None:
+        self._of = (activations, codes, corpus)
+        self._labeller = ContrastLabeller(
+            background_counts(
+                [corpus.vocabulary.get(int(t), "") for t in tokens] for tokens in corpus.tokens
+            )
+        )
+
+    def __call__(self, level: str, summary: ConceptSummary, settings: EncodeSettings) -> Any:
+        examples = text_examples(*self._of, level, summary, settings)
+        shown = [[token_example(e, self._of[2]) for e in chosen] for chosen in examples]
+        return examples, shown, [self._labeller(chosen) if chosen else "" for chosen in shown]
+
+
+class _Pictures:
+    """Shows concepts by pictures with their patches, and names them by the prompts' words."""
+
+    def __init__(self, activations: ActivationSet, codes: CodeSet, gallery: Gallery) -> None:
+        self._of = (activations, codes, gallery)
+        self._background = background_counts([text] for text in gallery.texts)
+
+    def __call__(self, level: str, summary: ConceptSummary, settings: EncodeSettings) -> Any:
+        activations, _, gallery = self._of
+        examples = picture_examples(*self._of, level, summary, settings)
+        samples = {example.sample for chosen in examples for example in chosen}
+        pictures = read_pictures(activations.location, samples)
+        shown = [
+            [image_example(e, gallery, pictures[e.sample]) for e in chosen] for chosen in examples
+        ]
+        return examples, shown, [self._label(chosen) for chosen in examples]
+
+    def _label(self, examples: Sequence[PictureExample]) -> str:
+        if not examples:
+            return ""
+        gallery = self._of[2]
+        place, share = Counter(e.position for e in examples).most_common(1)[0]
+        where = _place(place, gallery.grid) if share > len(examples) / 2 else "anywhere"
+        words = [words_of([gallery.texts[e.sample]]) for e in examples]
+        return contrast_label([where] * len(examples), words, self._background)
 
 
 def artifact_files(findings: Findings, learned: Location) -> dict[str, bytes]:
@@ -103,7 +150,7 @@ def artifact_files(findings: Findings, learned: Location) -> dict[str, bytes]:
         folder = f"dictionaries/{level.settings.name}"
         for name in DICTIONARY_FILES:
             files[f"{folder}/{name}"] = learned.get(f"{folder}/{name}")
-        files[f"examples/{level.settings.name}.parquet"] = _examples_table(level, findings.corpus)
+        files[f"examples/{level.settings.name}.parquet"] = _examples_table(level, findings.samples)
     for name, data in findings.graph.files().items():
         files[f"graph/{name}"] = data
     return files
@@ -143,6 +190,7 @@ def atlas_data(
                 level=number,
                 name=level.settings.name,
                 hookpoint=level.settings.hookpoint,
+                timestep=level.settings.timestep,
                 n_concepts=len(level.summary.counts),
                 metrics={key: float(level.scores[key]) for key in shown},
             )
@@ -183,6 +231,26 @@ def token_example(example: TextExample, corpus: Corpus) -> TokenExample:
         activation=round(example.activation, 4),
         source=f"{corpus.names[example.document]}, token {example.position}",
     )
+
+
+def image_example(example: PictureExample, gallery: Gallery, picture: bytes) -> ImageExample:
+    """An example with its picture."""
+    text = gallery.texts[example.sample]
+    name = gallery.names[example.sample]
+    return ImageExample(
+        image=f"data:image/png;base64,{b64encode(picture).decode()}",
+        patches=tuple(tuple(row) for row in np.round(example.values.astype(float), 4).tolist()),
+        activation=round(example.activation, 4),
+        source=f"{text} · {name}" if text else name,
+    )
+
+
+def _place(patch: int, grid: tuple[int, int]) -> str:
+    """Where in the picture a patch lies, in words."""
+    row, column = divmod(patch, grid[1])
+    down = ("top", "middle", "bottom")[min(2, 3 * row // grid[0])]
+    across = ("left", "middle", "right")[min(2, 3 * column // grid[1])]
+    return "middle" if down == across else f"{down} {across}"
 
 
 def _concepts(number: int, level: LevelFindings, nodes: Mapping[str, Any]) -> list[Concept]:
@@ -252,7 +320,7 @@ def _labelled(graph: ConceptGraph, labels: Sequence[Sequence[str]]) -> ConceptGr
     return ConceptGraph.from_columns(nodes, edges)
 
 
-def _examples_table(level: LevelFindings, corpus: Corpus) -> bytes:
+def _examples_table(level: LevelFindings, samples: Corpus | Gallery) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -260,31 +328,43 @@ def _examples_table(level: LevelFindings, corpus: Corpus) -> bytes:
         {
             "index": index,
             "rank": rank,
-            "document": corpus.names[example.document],
             "position": example.position,
-            "peak": example.peak,
             "activation": example.activation,
-            "tokens": [corpus.vocabulary.get(int(t), "�") for t in example.tokens],
-            "values": example.values.tolist(),
+            "values": example.values.ravel().tolist(),
+            **_context(example, samples),
         }
         for index, examples in enumerate(level.examples)
         for rank, example in enumerate(examples)
     ]
-    schema = pa.schema(
-        [
-            ("index", pa.int32()),
-            ("rank", pa.int16()),
-            ("document", pa.string()),
-            ("position", pa.int32()),
-            ("peak", pa.int16()),
-            ("activation", pa.float32()),
-            ("tokens", pa.list_(pa.string())),
-            ("values", pa.list_(pa.float32())),
-        ]
-    )
+    fields = [
+        ("index", pa.int32()),
+        ("rank", pa.int16()),
+        ("document", pa.string()),
+        ("position", pa.int32()),
+        ("peak", pa.int16()),
+        ("activation", pa.float32()),
+        ("tokens", pa.list_(pa.string())),
+        ("values", pa.list_(pa.float32())),
+    ]
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), sink, compression="zstd")
+    table = pa.Table.from_pylist(rows, schema=pa.schema(fields))
+    pq.write_table(table, sink, compression="zstd")
     return bytes(sink.getvalue())
+
+
+def _context(example: TextExample | PictureExample, samples: Corpus | Gallery) -> dict[str, Any]:
+    """What an example's values lie on: tokens, or the words of a picture's prompt."""
+    if isinstance(samples, Corpus) and isinstance(example, TextExample):
+        tokens = [
+            samples.vocabulary.get(int(t), "\N{REPLACEMENT CHARACTER}") for t in example.tokens
+        ]
+        name = samples.names[example.document]
+        return {"document": name, "peak": example.peak, "tokens": tokens}
+    assert isinstance(samples, Gallery)  # pictures come from a gallery
+    assert isinstance(example, PictureExample)
+    text = samples.texts[example.sample]
+    name = samples.names[example.sample]
+    return {"document": name, "peak": example.position, "tokens": [text] if text else []}
 
 
 def describe_levels(findings: Findings) -> list[dict[str, Any]]:
@@ -294,7 +374,7 @@ def describe_levels(findings: Findings) -> list[dict[str, Any]]:
             "level": number,
             "name": level.settings.name,
             "hookpoint": level.settings.hookpoint,
-            "timestep": None,
+            "timestep": level.settings.timestep,
             "n_concepts": len(level.summary.counts),
             "d": int(level.directions.shape[1]),
             "metrics": json.loads(json.dumps(dict(level.scores))),

@@ -2,61 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import csr_matrix, vstack
+from scipy.sparse import vstack
 
 from compute.cluster import Progress, connect, silent
+from compute.observed import ObservedVariables
 from compute.settings import RecoverSettings, ResourceSettings
 from storage.activations import ActivationSet
 from storage.codes import CodeSet
 from storage.graphs import ConceptGraph, concept_ids
 
-__all__ = ["ObservedVariables", "observed_tokens", "recover_graph"]
-
-
-@dataclass(frozen=True)
-class ObservedVariables:
-    """The observed variables below level 1, as one-hot columns.
-
-    Attributes
-    ----------
-    values : array (n_variables,) int64
-        What the index column ``observed`` holds where the variable is 1 (token ids).
-    labels : tuple of str
-    """
-
-    values: npt.NDArray[np.int64]
-    labels: tuple[str, ...]
-
-    def matrix(self, observed: npt.NDArray[np.int64]) -> Any:
-        """One-hot CSR matrix (n, n_variables) of an observed column (n,)."""
-        place = np.clip(np.searchsorted(self.values, observed), 0, len(self.values) - 1)
-        known = self.values[place] == observed
-        shape = (len(observed), len(self.values))
-        rows = np.flatnonzero(known)
-        return csr_matrix((np.ones(len(rows), np.float32), (rows, place[known])), shape=shape)
-
-
-def observed_tokens(
-    activations: ActivationSet,
-    codes: CodeSet,
-    vocabulary: Mapping[int, str],
-    settings: RecoverSettings,
-) -> ObservedVariables:
-    """Tokens that occur in enough kept training rows to be variables of the graph."""
-    counts: dict[int, int] = {}
-    for start, stop in codes.plan.shard_bounds(codes.plan.split("train")):
-        observed = activations.index("observed", start, stop)[codes.kept(start, stop)]
-        for value, count in zip(*np.unique(observed, return_counts=True), strict=True):
-            counts[int(value)] = counts.get(int(value), 0) + int(count)
-    chosen = sorted(token for token, count in counts.items() if count >= settings.min_token_count)
-    labels = tuple(vocabulary.get(token, str(token)) for token in chosen)
-    return ObservedVariables(np.array(chosen, dtype=np.int64), labels)
+__all__ = ["recover_graph"]
 
 
 def recover_graph(
@@ -156,7 +116,8 @@ def _recover_pair(
         kept = codes.kept(start, stop)
         wholes.append(matrix[kept])
         if part is None:
-            parts.append(observed.matrix(activations.index("observed", start, stop)[kept]))
+            sample = activations.index("sample", start, stop)[kept]
+            parts.append(observed.matrix(activations.index("observed", start, stop)[kept], sample))
         else:
             parts.append(codes.matrix(part, start, stop)[kept])
     result = recover_edges(vstack(parts).tocsr(), vstack(wholes).tocsr(), seed=settings.seed)

@@ -32,6 +32,9 @@ class _Settings(BaseModel):
 class ModelSettings(_Settings):
     """The generative model."""
 
+    kind: Literal["language", "diffusion"] = "language"
+    """A causal language model of transformers, or a pipeline (or UNet2DModel) of diffusers."""
+
     source: str = Field(min_length=1)
     """Hub id, folder, or `package:NAME` for a folder inside an installed Python package."""
 
@@ -44,15 +47,48 @@ class ModelSettings(_Settings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model runs."""
 
+    size: int | None = Field(None, ge=8)
+    """Side of a diffusion model's images in pixels; by default the model's own."""
+
 
 class InputSettings(_Settings):
-    """What the model reads."""
+    """What the model reads: one of text, prompts and images."""
 
-    text: str = Field(min_length=1)
+    text: str | None = Field(None, min_length=1)
     """A .txt, .md, .jsonl or .parquet file, a folder of them, or `builtin:python-topics`."""
+
+    prompts: str | None = Field(None, min_length=1)
+    """Prompts that a diffusion model draws, read along the denoising trajectory: a file with one a
+    line (.txt) or a row (.jsonl, .parquet), or `builtin:sprites`."""
+
+    images: str | None = Field(None, min_length=1)
+    """Images that a diffusion model is shown, noised to each level's timestep: a folder of .png and
+    .jpg files, `builtin:digits` or `builtin:sprites`."""
 
     column: str = "text"
     """Field that holds the text, in .jsonl and .parquet files."""
+
+    count: int | None = Field(None, ge=2)
+    """Images or drawings in all. Prompts are drawn again from other noise where there are fewer; by
+    default every prompt and every image is taken once, and 2,000 of a source without end."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        given = [name for name in INPUT_KINDS if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"inputs gives {' and '.join(given) or 'neither'}: give one of "
+                f"{', '.join(INPUT_KINDS)}."
+            )
+        return self
+
+    @property
+    def source(self) -> str:
+        """The one source that is given."""
+        return str(next(v for name in INPUT_KINDS if (v := getattr(self, name)) is not None))
+
+
+INPUT_KINDS = ("text", "prompts", "images")
 
 
 class LevelSettings(_Settings):
@@ -60,6 +96,9 @@ class LevelSettings(_Settings):
 
     hookpoint: str = Field(min_length=1)
     """Such as `layers.12.output`, `layers.12.mlp`, or any module path."""
+
+    timestep: int | None = Field(None, ge=0)
+    """Timestep of a diffusion model, counted from 0 (clean) as in its training."""
 
     name: str = Field(min_length=1)
     """Path-safe name; it names folders and files."""
@@ -86,7 +125,16 @@ class ExtractSettings(_Settings):
     """Type in which activations are stored."""
 
     batch_size: int = Field(8, ge=1)
-    """Contexts in one forward pass."""
+    """Contexts, images or drawings in one forward pass."""
+
+    steps: int = Field(25, ge=1, le=1000)
+    """Denoising steps of a drawing."""
+
+    guidance: float | None = Field(None, ge=0)
+    """Scale of classifier-free guidance; by default the pipeline's own."""
+
+    grid: int | None = Field(None, ge=1, le=256)
+    """Patches per side of an image, each one row; by default those of the coarsest level."""
 
     block_rows: int = Field(4096, ge=1)
     """Rows that one unit of extraction work yields; the most that a killed worker loses."""

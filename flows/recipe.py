@@ -80,6 +80,24 @@ class Recipe(BaseModel):
             raise ValueError(f"levels {names} repeat a name: give each level its own.")
         return self
 
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> Self:
+        language = self.model.kind == "language"
+        if language != (self.inputs.text is not None):
+            fitting = "inputs.text" if language else "inputs.prompts or inputs.images"
+            raise ValueError(
+                f"a {self.model.kind} model does not read {self.inputs.source!r}: give {fitting}, "
+                "or change model.kind."
+            )
+        for level in self.levels:
+            if language != (level.timestep is None):
+                remedy = "leave it out" if language else "give each level one"
+                raise ValueError(
+                    f"level {level.name!r} has timestep {level.timestep} in a {self.model.kind} "
+                    f"model: {remedy}."
+                )
+        return self
+
 
 def recipe_names() -> list[str]:
     """Names of the recipes that come with Strata."""

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compute.inputs import Document, documents_hash, read_documents
 from compute.settings import (
     ExtractSettings,
     InputSettings,
@@ -22,11 +21,17 @@ from storage.records import fingerprint
 from storage.references import Reference
 
 if TYPE_CHECKING:
-    from compute.corpus import Corpus
-    from compute.models.language_facts import LanguageFacts
+    from compute.sources import Samples, Sources
     from storage.activations import ActivationPlan
 
-__all__ = ["ExtractionPlan", "check", "code_commit", "package_versions", "plan_extraction"]
+__all__ = [
+    "ExtractionPlan",
+    "check",
+    "code_commit",
+    "extraction_fingerprint",
+    "package_versions",
+    "plan_extraction",
+]
 
 # Raised when extraction comes to compute something else from the same settings.
 EXTRACT_VERSION = 1
@@ -38,104 +43,51 @@ class ExtractionPlan:
 
     location: Location
     fingerprint: str
-    corpus: Corpus
+    samples: Samples
     activations: ActivationPlan
 
 
-@dataclass(frozen=True)
-class Sources:
-    """The model and the documents, looked at but not loaded."""
-
-    facts: LanguageFacts
-    documents: list[Document]
-    weights_sha256: str
-    dtype: str
-
-    @classmethod
-    def look(
-        cls, model: ModelSettings, inputs: InputSettings, levels: Sequence[LevelSettings]
-    ) -> Sources:
-        """Look at them; raise ValueError if there is no text, no model, or no such hookpoint."""
-        documents = read_documents(inputs)
-        from compute.models.devices import choose_device, choose_dtype
-        from compute.models.language_facts import LanguageFacts
-        from compute.models.sources import weights_hash
-
-        facts = LanguageFacts.read(model.source, gguf_file=model.gguf_file)
-        facts.check([level.hookpoint for level in levels])
-        dtype = choose_dtype(model.dtype, choose_device(model.device))
-        return cls(
-            facts,
-            documents,
-            weights_hash(model.source, model.gguf_file),
-            str(dtype).removeprefix("torch."),
-        )
-
-    def fingerprint(self, levels: Sequence[LevelSettings], settings: ExtractSettings) -> str:
-        """Name of the activation set that these sources give."""
-        return fingerprint(
-            "extract",
-            EXTRACT_VERSION,
-            {
-                "weights": self.weights_sha256,
-                "dtype": self.dtype,
-                "documents": documents_hash(self.documents),
-                "levels": [level.model_dump() for level in levels],
-                **settings.model_dump(),
-            },
-            [],
-        )
+def extraction_fingerprint(sources: Sources, settings: ExtractSettings) -> str:
+    """Name of the activation set that these sources give."""
+    return fingerprint("extract", EXTRACT_VERSION, sources.identity(settings), [])
 
 
-def plan_extraction(
-    store: Location,
-    sources: Sources,
-    levels: Sequence[LevelSettings],
-    settings: ExtractSettings,
-) -> ExtractionPlan:
-    """Tokenise the documents and lay out the activation set; a plan once made is read again."""
-    import numpy as np
-
-    from compute.corpus import Corpus, arrange
+def plan_extraction(store: Location, sources: Sources, settings: ExtractSettings) -> ExtractionPlan:
+    """Lay out the inputs and the activation set; a plan once made is read again."""
+    from compute.sources import load_samples
     from storage.activations import ActivationPlan, LevelPlan
     from storage.locations import NotFound
 
-    name = sources.fingerprint(levels, settings)
+    name = extraction_fingerprint(sources, settings)
     location = Reference.folder(store, "extract", name)
     try:
-        corpus = Corpus.load(location)
+        samples = load_samples(location)
     except NotFound:
-        special = np.array(sorted(sources.facts.special_tokens))
-        tokens = sources.facts.tokenize(document.text for document in sources.documents)
-        tokens = [ids[~np.isin(ids, special)] for ids in tokens]
-        used: list[int] = np.unique(np.concatenate(tokens)).tolist()
-        vocabulary = {token: sources.facts.tokenizer.decode([token]) for token in used}
-        names = [document.name for document in sources.documents]
-        corpus = arrange(names, tokens, vocabulary, settings)
+        samples = sources.arrange(settings)
     plan = ActivationPlan(
         fingerprint=name,
         levels=tuple(
-            LevelPlan(name=level.name, width=sources.facts.width(level.hookpoint))
-            for level in levels
+            LevelPlan(name=level.name, width=width)
+            for level, width in zip(sources.levels, sources.widths, strict=True)
         ),
         dtype=settings.dtype,
-        n_train=corpus.n_train,
-        n_rows=corpus.n_rows,
-        blocks=corpus.block_rows,
+        n_train=samples.n_train,
+        n_rows=samples.n_rows,
+        blocks=samples.block_rows,
         shard_rows=settings.shard_rows,
         chunk_rows=settings.chunk_rows,
         seed=settings.seed,
         provenance={
-            "model": sources.facts.source.name,
-            "architecture": sources.facts.architecture,
+            "model": sources.model.source,
+            "architecture": sources.architecture,
             "weights_sha256": sources.weights_sha256,
             "model_dtype": sources.dtype,
-            "documents_sha256": documents_hash(sources.documents),
-            "hookpoints": {level.name: level.hookpoint for level in levels},
+            "inputs_sha256": sources.inputs_sha256,
+            "levels": [level.model_dump(exclude_none=True) for level in sources.levels],
             "context_length": settings.context_length,
         },
     )
-    return ExtractionPlan(location, name, corpus, plan)
+    return ExtractionPlan(location, name, samples, plan)
 
 
 def check(
@@ -151,22 +103,20 @@ def check(
     Raises
     ------
     ValueError
-        If there is no text, no such model, no such layer, or the disk is too small.
+        If there is no input, no such model, no such layer, or the disk is too small.
     PermissionError
         If the store cannot be written.
     """
     location = Location(store)
     location.check_writable()
-    sources = Sources.look(model, inputs, levels)
-    if extract.context_length > sources.facts.max_context:
-        raise ValueError(
-            f"extract.context_length {extract.context_length} exceeds the "
-            f"{sources.facts.max_context} tokens that {model.source!r} takes: choose less."
-        )
-    folder = Reference.folder(location, "extract", sources.fingerprint(levels, extract))
+    from compute.sources import look
+
+    sources = look(model, inputs, levels, seed=extract.seed)
+    sources.check(extract)
+    folder = Reference.folder(location, "extract", extraction_fingerprint(sources, extract))
     if Reference.find(folder) is not None:
         return
-    plan = plan_extraction(location, sources, levels, extract).activations
+    plan = plan_extraction(location, sources, extract).activations
     free = location.free_bytes()
     needed = disk_bytes(plan, learn)
     if free is not None and free < needed:
@@ -187,7 +137,17 @@ def disk_bytes(plan: ActivationPlan, learn: LearnSettings) -> int:
 
 def package_versions() -> dict[str, str]:
     """Versions of the packages that the result depends on."""
-    names = ("strata", "torch", "transformers", "zarr", "numpy", "scipy", "ray", "prefect")
+    names = (
+        "strata",
+        "torch",
+        "transformers",
+        "diffusers",
+        "zarr",
+        "numpy",
+        "scipy",
+        "ray",
+        "prefect",
+    )
     return {name: importlib.metadata.version(name) for name in names}
 
 

@@ -11,7 +11,7 @@ from prefect import task
 from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.logging import get_run_logger
 
-from compute.settings import EncodeSettings, LevelSettings
+from compute.settings import INPUT_KINDS, EncodeSettings, LevelSettings
 from storage.artifacts import Registry, UnknownArtifact
 from storage.locations import Location
 from storage.records import digest, fingerprint
@@ -85,7 +85,7 @@ def publish(
         lineage = {
             "model": settings["model"]["source"],
             "weights_sha256": activations.summary["weights_sha256"],
-            "data_sha256": activations.summary["documents_sha256"],
+            "data_sha256": activations.summary["inputs_sha256"],
             "settings": settings,
             "code_commit": code_commit(),
             "packages": package_versions(),
@@ -133,8 +133,8 @@ def _findings(
     codes: Reference,
     graph: Reference,
 ) -> Any:
-    from compute.corpus import Corpus
     from compute.publication import gather_findings
+    from compute.sources import load_samples
     from storage.activations import ActivationSet
     from storage.codes import CodeSet
 
@@ -143,7 +143,7 @@ def _findings(
         CodeSet(codes.location),
         dictionaries.location,
         read_graph(graph),
-        Corpus.load(activations.location),
+        load_samples(activations.location),
         levels,
         dictionaries.summary["levels"],
         settings,
@@ -156,11 +156,14 @@ def _facts(
     told = activations.summary
     outliers = int(max(s["n_outliers"] for s in dictionaries.summary["levels"].values()))
     learn = settings["learn"]
+    kind, source = next((k, v) for k in INPUT_KINDS if (v := settings["inputs"][k]) is not None)
+    one_row = "tokens" if kind == "text" else "patches"
+    sample = {"text": "documents", "prompts": "drawings", "images": "images"}[kind]
     return [
         ("Model", settings["model"]["gguf_file"] or settings["model"]["source"]),
         ("Weights", f"sha256 {told['weights_sha256'][:12]}…, run in {told['model_dtype']}"),
-        ("Text", f"{settings['inputs']['text']}, {told['documents']} documents"),
-        ("Rows", f"{told['rows']:,} tokens, {told['rows'] - told['train_rows']:,} held out"),
+        (kind.capitalize(), f"{source}, {told['samples']:,} {sample}"),
+        ("Rows", f"{told['rows']:,} {one_row}, {told['rows'] - told['train_rows']:,} held out"),
         ("Outliers", f"{outliers:,} rows left out (attention sinks)"),
         (
             "Dictionaries",

@@ -98,47 +98,33 @@ def extract(
     resources: ResourceSettings,
 ) -> Reference:
     """Run the model over the inputs and store aligned, shuffled activations of all levels."""
-    sources = planning.Sources.look(model, inputs, levels)
-    name = sources.fingerprint(levels, settings)
+    from compute.sources import look
+
+    sources = look(model, inputs, levels, seed=settings.seed)
+    name = planning.extraction_fingerprint(sources, settings)
 
     def work(location: Location, progress: Progress) -> tuple[str, dict[str, Any]]:
-        import functools
-
         from compute.extraction import write_activations
-        from compute.models.base import Level
-        from compute.models.language import Context, LanguageModel
 
-        plan = planning.plan_extraction(Location(store), sources, levels, settings)
-        plan.corpus.save(location)
-        load = functools.partial(
-            LanguageModel.load,
-            model.source,
-            levels=[Level(level.name, level.hookpoint) for level in levels],
-            dtype=sources.dtype,
-            device=model.device,
-            gguf_file=model.gguf_file,
-            context_length=settings.context_length,
-            batch_size=settings.batch_size,
-        )
-
-        def items(block: int) -> list[Context]:
-            return [
-                Context(w.document, w.start, plan.corpus.window_tokens(w).astype("int64"))
-                for w in plan.corpus.block(block)
-            ]
-
+        plan = planning.plan_extraction(Location(store), sources, settings)
+        plan.samples.save(location)
         stored = write_activations(
-            location, plan.activations, items, load, resources=resources, progress=progress
+            location,
+            plan.activations,
+            sources.items(plan.samples),
+            sources.adapter(settings),
+            resources=resources,
+            progress=progress,
         )
         summary = {
             "rows": len(stored),
             "train_rows": stored.plan.n_train,
-            "documents": len({window.document for window in plan.corpus.windows}),
+            "samples": plan.samples.n_samples,
             "bytes": stored.plan.disk_bytes,
             "weights_sha256": sources.weights_sha256,
-            "documents_sha256": stored.plan.provenance["documents_sha256"],
+            "inputs_sha256": sources.inputs_sha256,
             "model_dtype": sources.dtype,
-            "architecture": sources.facts.architecture,
+            "architecture": sources.architecture,
         }
         return stored.content_hash, summary
 
@@ -225,19 +211,20 @@ def recover(
     name = fingerprint("recover", RECOVER_VERSION, settings.model_dump(), upstream)
 
     def work(location: Location, progress: Progress) -> tuple[str, dict[str, Any]]:
-        from compute.corpus import Corpus
         from compute.encoding import read_summary
-        from compute.recovery import observed_tokens, recover_graph
+        from compute.observed import observed_variables
+        from compute.recovery import recover_graph
+        from compute.sources import load_samples
         from storage.activations import ActivationSet
         from storage.codes import CodeSet
 
         stored, encoded = ActivationSet(activations.location), CodeSet(codes.location)
-        vocabulary = Corpus.load(activations.location).vocabulary
+        samples = load_samples(activations.location)
         summaries = [read_summary(encoded, level) for level in encoded.levels]
         graph = recover_graph(
             stored,
             encoded,
-            observed_tokens(stored, encoded, vocabulary, settings),
+            observed_variables(stored, encoded, samples, settings),
             [summary.counts / max(1, summary.rows) for summary in summaries],
             settings,
             resources=resources,
@@ -276,13 +263,13 @@ def published_metadata(
     return {
         "model_name": model.gguf_file or model.source,
         "hook_name": hook,
-        "context_size": context_length,
+        "context_size": context_length if model.kind == "language" else None,
         "prepend_bos": False,
         "level": number,
         "level_name": level.name,
         "layer": layer,
         "hookpoint": level.hookpoint,
-        "timestep": None,
+        "timestep": level.timestep,
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -55,12 +55,14 @@ class Rows:
     sample : ``(n,)`` int64, index of the input (document, prompt or image).
     position : ``(n,)`` int32, token position in the document, or patch index (row-major).
     observed : ``(n,)`` int64, token id, prompt word id or patch position; -1 where there is none.
+    pictures : sample → what was drawn or shown, ``(h, w, channels)`` uint8, where they are kept.
     """
 
     activations: dict[str, torch.Tensor]
     sample: NDArray[np.int64]
     position: NDArray[np.int32]
     observed: NDArray[np.int64]
+    pictures: Mapping[int, NDArray[np.uint8]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.sample)

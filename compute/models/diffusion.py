@@ -71,6 +71,7 @@ class DiffusionModel(ModelAdapter[Prompt | Image]):
     grid : patches of every level, row-major; a row's ``position`` and ``observed`` are its patch.
     steps, guidance : number of denoising steps and guidance scale (None: the pipeline's default).
     batch_size : items per forward pass.
+    keep_pictures : whether rows come with the pictures; a drawing is then finished and decoded.
     """
 
     pipeline: Any
@@ -84,6 +85,7 @@ class DiffusionModel(ModelAdapter[Prompt | Image]):
     batch_size: int
     grid: Grid
     widths: dict[str, int]
+    keep_pictures: bool = False
     _points: dict[str, Hookpoint] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -105,6 +107,7 @@ class DiffusionModel(ModelAdapter[Prompt | Image]):
         size: int | None = None,
         grid: int | tuple[int, int] | None = None,
         batch_size: int = 4,
+        keep_pictures: bool = False,
     ) -> Self:
         """Load a diffusers pipeline, or a folder of one `UNet2DModel`, for extraction.
 
@@ -117,6 +120,7 @@ class DiffusionModel(ModelAdapter[Prompt | Image]):
         size : side of the image in pixels; by default the model's own.
         grid : patches per side (or down and across); by default the coarsest level's resolution.
         batch_size : items per forward pass.
+        keep_pictures : finish every drawing, and return the pictures with the rows.
 
         Raises
         ------
@@ -141,8 +145,9 @@ class DiffusionModel(ModelAdapter[Prompt | Image]):
             steps=steps,
             guidance=guidance,
             batch_size=batch_size,
-            grid=_common_grid(shapes, grid),
+            grid=common_grid(shapes, grid),
             widths={level.name: shapes[level.name][0] for level in expanded},
+            keep_pictures=keep_pictures,
         )
 
     @staticmethod
@@ -172,13 +177,19 @@ class DiffusionModel(ModelAdapter[Prompt | Image]):
             )
             for level in self.levels
         }
+        pictures: dict[int, NDArray[np.uint8]] = {}
         for begin in range(0, len(items), self.batch_size):
             batch = items[begin : begin + self.batch_size]
             prompts = [item for item in batch if isinstance(item, Prompt)]
             images = [item for item in batch if isinstance(item, Image)]
             if prompts and images:
                 raise ValueError("items mix prompts and images; extract them apart")
-            seen = self._generate(prompts) if prompts else self._noise(images)
+            if prompts:
+                seen, drawn = self._generate(prompts)
+                pictures |= drawn
+            else:
+                seen = self._noise(images)
+                pictures |= {i.sample: _bytes(i.array) for i in images if self.keep_pictures}
             for name, rows in seen.items():
                 activations[name][begin * n_patches : begin * n_patches + len(rows)] = rows
         samples = np.array([item.sample for item in items], dtype=np.int64)
@@ -188,6 +199,7 @@ class DiffusionModel(ModelAdapter[Prompt | Image]):
             np.repeat(samples, n_patches),
             patches.astype(np.int32),
             patches.astype(np.int64),
+            pictures,
         )
 
     def describe(self) -> Mapping[str, Any]:
@@ -227,11 +239,13 @@ class DiffusionModel(ModelAdapter[Prompt | Image]):
         return self.batch_size
 
     @torch.inference_mode()
-    def _generate(self, prompts: Sequence[Prompt]) -> dict[str, torch.Tensor]:
+    def _generate(
+        self, prompts: Sequence[Prompt]
+    ) -> tuple[dict[str, torch.Tensor], dict[int, NDArray[np.uint8]]]:
         arguments: dict[str, Any] = {
             "num_inference_steps": self.steps,
             "generator": [torch.Generator("cpu").manual_seed(item.seed) for item in prompts],
-            "output_type": "latent",
+            "output_type": "np" if self.keep_pictures else "latent",
         }
         if hasattr(self.pipeline, "encode_prompt"):
             side = self.denoiser.size * self.pipeline.vae_scale_factor
@@ -241,9 +255,12 @@ class DiffusionModel(ModelAdapter[Prompt | Image]):
         else:
             arguments |= {"batch_size": len(prompts), "output_type": "np"}
         trajectory = _Trajectory(self, len(prompts))
+        drawn: dict[int, NDArray[np.uint8]] = {}
         with trajectory, suppress(StopForward):
-            self.pipeline(**arguments)
-        return trajectory.rows
+            finished = self.pipeline(**arguments).images
+            if self.keep_pictures:
+                drawn = {p.sample: _bytes(x) for p, x in zip(prompts, finished, strict=True)}
+        return trajectory.rows, drawn
 
     @torch.inference_mode()
     def _noise(self, images: Sequence[Image]) -> dict[str, torch.Tensor]:
@@ -293,7 +310,10 @@ class DiffusionModel(ModelAdapter[Prompt | Image]):
 
 
 class _Trajectory:
-    """Reads the levels while a pipeline draws, and ends the drawing after the last of them."""
+    """Reads the levels while a pipeline draws, and ends the drawing after the last of them.
+
+    Where pictures are kept, the drawing is finished.
+    """
 
     def __init__(self, adapter: DiffusionModel, batch: int) -> None:
         self.rows: dict[str, torch.Tensor] = {}
@@ -326,13 +346,23 @@ class _Trajectory:
         ]
         self.rows |= adapter._align(seen, due, self._batch)
         self._step += 1
-        if len(self.rows) == len(adapter.levels):
+        if len(self.rows) == len(adapter.levels) and not adapter.keep_pictures:
             raise StopForward
 
 
-def _common_grid(
+def common_grid(
     shapes: Mapping[str, tuple[int, int, int]], grid: int | tuple[int, int] | None
 ) -> Grid:
+    """Return the grid on which all levels are read: ``grid``, or that of the coarsest level.
+
+    Parameters
+    ----------
+    shapes : level name → (width, patches down, patches across).
+
+    Raises
+    ------
+    ValueError : the grid has no patch.
+    """
     if isinstance(grid, int):
         grid = (grid, grid)
     if grid is None:
@@ -348,6 +378,14 @@ def _pixels(array: NDArray[Any]) -> torch.Tensor:
     scaled = values / np.float32(255) if values.dtype == np.uint8 else values
     scaled = scaled[..., None] if scaled.ndim == 2 else scaled
     return torch.from_numpy(np.ascontiguousarray(scaled, dtype=np.float32)).permute(2, 0, 1) * 2 - 1
+
+
+def _bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return a picture of floats in [0, 1], or of bytes, as bytes."""
+    values = np.asarray(array)
+    if values.dtype == np.uint8:
+        return values
+    return np.asarray(np.rint(np.clip(values, 0, 1) * 255), dtype=np.uint8)
 
 
 def _noise_of(seed: int, shape: Sequence[int]) -> torch.Tensor:

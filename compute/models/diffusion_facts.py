@@ -76,6 +76,15 @@ class DiffusionFacts:
             resolved, name, int((scheduler or {}).get("num_train_timesteps", 1000)), denoiser
         )
 
+    @property
+    def picture_shape(self) -> tuple[int, int]:
+        """Side in pixels and number of channels of the pictures it makes."""
+        if self.pipeline in ("DDIMPipeline", "DDPMPipeline"):
+            return self.denoiser.size, self.denoiser.channels
+        vae = read_json(self.source, "vae/config.json")
+        scale = 2 ** (len(vae["block_out_channels"]) - 1)
+        return self.denoiser.size * scale, int(vae.get("out_channels", 3))
+
     def points(self) -> dict[str, Hookpoint]:
         """Return every hookpoint of the denoiser by name."""
         return module_hookpoints(self.denoiser.network)

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from compute.sources import look
 from flows.recipe import Recipe
 from tasks import planning
 
@@ -80,8 +81,8 @@ def test_fingerprints_follow_content_not_place(tiny_recipe, tiny_model, tiny_tex
 
     def name(**changes):
         recipe = Recipe.model_validate(tiny_recipe | changes)
-        sources = planning.Sources.look(recipe.model, recipe.inputs, recipe.levels)
-        return sources.fingerprint(recipe.levels, recipe.extract)
+        sources = look(recipe.model, recipe.inputs, recipe.levels)
+        return planning.extraction_fingerprint(sources, recipe.extract)
 
     here = name()
     there = {"source": str(moved / "model")}, {"text": str(moved / "texts")}

@@ -1,0 +1,296 @@
+"""The model and the inputs of a run: looked at, so that all can be planned, but not loaded."""
+
+from __future__ import annotations
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from compute.corpus import Corpus, arrange
+from compute.gallery import Gallery, arrange_gallery
+from compute.inputs import Document, documents_hash, read_documents, read_prompts
+from compute.pictures import Pictures, open_pictures
+from compute.settings import ExtractSettings, InputSettings, LevelSettings, ModelSettings
+from storage.locations import Location, NotFound
+
+if TYPE_CHECKING:
+    from compute.models.base import Level
+    from compute.models.diffusion_facts import DiffusionFacts
+    from compute.models.language_facts import LanguageFacts
+
+__all__ = ["Samples", "Sources", "load_samples", "look"]
+
+Samples = Corpus | Gallery
+"""What a run reads, in canonical order and in blocks."""
+
+
+@dataclass(frozen=True)
+class Sources(ABC):
+    """A model, its inputs and the levels at which it is read.
+
+    Attributes
+    ----------
+    weights_sha256, inputs_sha256 : str
+    dtype : str
+        The type in which the model will run.
+    """
+
+    model: ModelSettings
+    levels: tuple[LevelSettings, ...]
+    weights_sha256: str
+    inputs_sha256: str
+    dtype: str
+
+    @property
+    @abstractmethod
+    def architecture(self) -> str:
+        """The kind of model, such as ``llama`` or ``StableDiffusionPipeline``."""
+
+    @property
+    @abstractmethod
+    def widths(self) -> tuple[int, ...]:
+        """Width of each level's activations."""
+
+    @abstractmethod
+    def identity(self, settings: ExtractSettings) -> dict[str, Any]:
+        """All that decides the bytes of the activation set, JSON-ready."""
+
+    @abstractmethod
+    def check(self, settings: ExtractSettings) -> None:
+        """Raise ValueError for settings that this model cannot follow."""
+
+    @abstractmethod
+    def arrange(self, settings: ExtractSettings) -> Samples:
+        """Lay the inputs out; the longest part of planning."""
+
+    @abstractmethod
+    def items(self, samples: Samples) -> Callable[[int], Sequence[Any]]:
+        """The inputs of a block, by its number, as the adapter takes them."""
+
+    @abstractmethod
+    def adapter(self, settings: ExtractSettings) -> Callable[[], Any]:
+        """What loads the model; it can travel to a worker."""
+
+    def _identity(self, settings: ExtractSettings, without: set[str]) -> dict[str, Any]:
+        return {
+            "weights": self.weights_sha256,
+            "dtype": self.dtype,
+            "inputs": self.inputs_sha256,
+            "levels": [level.model_dump(exclude_none=True) for level in self.levels],
+            **settings.model_dump(exclude=without),
+        }
+
+
+@dataclass(frozen=True)
+class TextSources(Sources):
+    """A language model and documents."""
+
+    facts: LanguageFacts
+    documents: list[Document]
+
+    @property
+    def architecture(self) -> str:
+        """The model type of transformers."""
+        return self.facts.architecture
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Width of each level's activations."""
+        return tuple(self.facts.width(level.hookpoint) for level in self.levels)
+
+    def identity(self, settings: ExtractSettings) -> dict[str, Any]:
+        """All that decides the bytes of the activation set."""
+        return self._identity(settings, {"steps", "guidance", "grid"})
+
+    def check(self, settings: ExtractSettings) -> None:
+        """Refuse contexts that are longer than the model takes."""
+        if settings.context_length > self.facts.max_context:
+            raise ValueError(
+                f"extract.context_length {settings.context_length} exceeds the "
+                f"{self.facts.max_context} tokens that {self.model.source!r} takes: choose less."
+            )
+
+    def arrange(self, settings: ExtractSettings) -> Corpus:
+        """Tokenise the documents and cut them into contexts."""
+        special = np.array(sorted(self.facts.special_tokens))
+        tokens = self.facts.tokenize(document.text for document in self.documents)
+        tokens = [ids[~np.isin(ids, special)] for ids in tokens]
+        used: list[int] = np.unique(np.concatenate(tokens)).tolist()
+        vocabulary = {token: self.facts.tokenizer.decode([token]) for token in used}
+        names = [document.name for document in self.documents]
+        return arrange(names, tokens, vocabulary, settings)
+
+    def items(self, samples: Samples) -> Callable[[int], Sequence[Any]]:
+        """Contexts of tokens."""
+        if not isinstance(samples, Corpus):
+            raise TypeError("a language model reads a corpus.")
+        return samples.contexts
+
+    def adapter(self, settings: ExtractSettings) -> Callable[[], Any]:
+        """What loads the language model."""
+        from compute.models.language import LanguageModel
+
+        return functools.partial(
+            LanguageModel.load,
+            self.model.source,
+            levels=_places(self.levels),
+            dtype=self.dtype,
+            device=self.model.device,
+            gguf_file=self.model.gguf_file,
+            context_length=settings.context_length,
+            batch_size=settings.batch_size,
+        )
+
+
+@dataclass(frozen=True)
+class PictureSources(Sources):
+    """A diffusion model, and prompts to draw or pictures to add noise to."""
+
+    facts: DiffusionFacts
+    prompts: list[Document] | None
+    pictures: Pictures | None
+
+    @property
+    def architecture(self) -> str:
+        """Name of the pipeline's class."""
+        return self.facts.pipeline
+
+    @functools.cached_property
+    def shapes(self) -> dict[str, tuple[int, int, int]]:
+        """Level name → (width, patches down, patches across)."""
+        return self.facts.shapes(_places(self.levels))
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Width of each level's activations."""
+        return tuple(self.shapes[level.name][0] for level in self.levels)
+
+    def identity(self, settings: ExtractSettings) -> dict[str, Any]:
+        """All that decides the bytes of the activation set."""
+        without = {"context_length"}
+        if self.prompts is None:
+            without |= {"steps", "guidance"}
+        return self._identity(settings, without) | {"size": self.model.size}
+
+    def check(self, settings: ExtractSettings) -> None:
+        """Refuse more patches than a level has pixels to fill."""
+        finest = max(down for _, down, _ in self.shapes.values())
+        if settings.grid is not None and settings.grid > finest:
+            raise ValueError(
+                f"extract.grid {settings.grid} exceeds the {finest} patches a side of the finest "
+                "level: choose less."
+            )
+
+    def arrange(self, settings: ExtractSettings) -> Gallery:
+        """Split the samples and lay them out."""
+        from compute.models.diffusion import common_grid
+
+        grid = common_grid(self.shapes, settings.grid)
+        if self.prompts is not None:
+            names = [prompt.name for prompt in self.prompts]
+            return arrange_gallery(names, [p.text for p in self.prompts], grid, settings)
+        assert self.pictures is not None  # either prompts or pictures are given
+        shape = self.facts.picture_shape
+        return arrange_gallery(self.pictures.names, self.pictures.texts, grid, settings, shape)
+
+    def items(self, samples: Samples) -> Callable[[int], Sequence[Any]]:
+        """Prompts, or pictures that are read when their block is."""
+        if not isinstance(samples, Gallery):
+            raise TypeError("a diffusion model reads a gallery.")
+        if self.pictures is None:
+            return samples.prompts
+        return functools.partial(samples.images, pictures=self.pictures)
+
+    def adapter(self, settings: ExtractSettings) -> Callable[[], Any]:
+        """What loads the pipeline."""
+        from compute.models.diffusion import DiffusionModel
+
+        return functools.partial(
+            DiffusionModel.load,
+            self.model.source,
+            levels=_places(self.levels),
+            dtype=self.dtype,
+            device=self.model.device,
+            steps=settings.steps,
+            guidance=settings.guidance,
+            size=self.model.size,
+            grid=settings.grid,
+            batch_size=settings.batch_size,
+            keep_pictures=True,
+        )
+
+
+def look(
+    model: ModelSettings,
+    inputs: InputSettings,
+    levels: Sequence[LevelSettings],
+    *,
+    seed: int = 0,
+) -> Sources:
+    """Look at the model and the inputs.
+
+    Parameters
+    ----------
+    seed : int
+        Of a built-in source that draws its samples.
+
+    Raises
+    ------
+    ValueError
+        If there is no input, no such model, no such hookpoint or no such timestep.
+    """
+    # Before torch is imported, which takes a second.
+    documents = read_documents(inputs) if inputs.text is not None else []
+    prompts = read_prompts(inputs, seed=seed) if inputs.prompts is not None else None
+    pictures = open_pictures(inputs, seed=seed) if inputs.images is not None else None
+    from compute.models.devices import choose_device, choose_dtype
+    from compute.models.sources import weights_hash
+
+    chosen = choose_dtype(model.dtype, choose_device(model.device))
+    dtype = str(chosen).removeprefix("torch.")
+    if model.kind == "language":
+        from compute.models.language_facts import LanguageFacts
+
+        language = LanguageFacts.read(model.source, gguf_file=model.gguf_file)
+        language.check([level.hookpoint for level in levels])
+        return TextSources(
+            model=model,
+            levels=tuple(levels),
+            dtype=dtype,
+            weights_sha256=weights_hash(model.source, model.gguf_file),
+            inputs_sha256=documents_hash(documents),
+            facts=language,
+            documents=documents,
+        )
+    from compute.models.diffusion_facts import DiffusionFacts
+
+    diffusion = DiffusionFacts.read(model.source, size=model.size)
+    diffusion.check(_places(levels))
+    return PictureSources(
+        model=model,
+        levels=tuple(levels),
+        dtype=dtype,
+        weights_sha256=weights_hash(model.source),
+        inputs_sha256=documents_hash(prompts or []) if pictures is None else pictures.sha256(),
+        facts=diffusion,
+        prompts=prompts,
+        pictures=pictures,
+    )
+
+
+def load_samples(location: Location) -> Samples:
+    """Read the corpus or the gallery that lies beside an activation set."""
+    try:
+        return Gallery.load(location)
+    except NotFound:
+        return Corpus.load(location)
+
+
+def _places(levels: Sequence[LevelSettings]) -> tuple[Level, ...]:
+    from compute.models.base import Level
+
+    return tuple(Level(level.name, level.hookpoint, level.timestep) for level in levels)
