@@ -3,7 +3,16 @@
 from compute.steering.context import Steering, steer
 from compute.steering.distance import Distance
 from compute.steering.edits import Edit
+from compute.steering.finding import (
+    Found,
+    contrast,
+    find_by_word,
+    mean_codes,
+    saeuron_scores,
+    strongest,
+)
 from compute.steering.levels import ConceptLevel, concept_levels
+from compute.steering.propagation import propagate
 from compute.steering.running import AlreadySteered
 from compute.steering.traces import Trace, trace
 
@@ -12,9 +21,16 @@ __all__ = [
     "ConceptLevel",
     "Distance",
     "Edit",
+    "Found",
     "Steering",
     "Trace",
     "concept_levels",
+    "contrast",
+    "find_by_word",
+    "mean_codes",
+    "propagate",
+    "saeuron_scores",
     "steer",
+    "strongest",
     "trace",
 ]

@@ -17,7 +17,7 @@ from compute.steering.levels import ConceptLevel
 from compute.steering.places import Moment, Rows
 from compute.steering.running import Change
 
-__all__ = ["LevelEdits", "check_edit"]
+__all__ = ["LevelEdits", "check_edit", "nearest_timestep"]
 
 
 class LevelEdits:
@@ -95,8 +95,7 @@ class LevelEdits:
         own = self._level.timestep
         if own is None:
             return True
-        now = moment.timestep
-        return min(self._timesteps, key=lambda timestep: abs(timestep - now)) == own
+        return nearest_timestep(self._timesteps, moment.timestep) == own
 
     def _apply(
         self, edit: Edit, code: Tensor, weight: Tensor, rows: Rows, moment: Moment, flat: Tensor
@@ -118,6 +117,11 @@ class LevelEdits:
             wanted = torch.where(wanted == code, wanted, wanted.clamp(0, largest))
         wanted = torch.where(weight == 1, wanted, code + weight * (wanted - code))
         return torch.where(where, wanted, code)
+
+
+def nearest_timestep(timesteps: Sequence[int], now: float) -> int:
+    """Return which of the levels' timesteps a step belongs to; the lower one of two as near."""
+    return min(timesteps, key=lambda timestep: abs(timestep - now))
 
 
 def check_edit(edit: Edit, level: ConceptLevel, *, diffusion: bool) -> None:

@@ -54,6 +54,10 @@ class Trace:
         """Return the timesteps that were recorded, in the order of the run."""
         return [timestep for timestep in self._seen[level] if timestep is not None]
 
+    def has(self, level: int, concept: int) -> bool:
+        """Whether the concept was traced."""
+        return concept in self._concepts.get(level, ())
+
     def codes(self, level: int, concept: int, timestep: float | None = None) -> Tensor:
         """Return a concept's codes ``(b, p)``; of the recorded timestep nearest to the given one.
 
@@ -61,7 +65,7 @@ class Trace:
         ------
         ValueError : the concept was not recorded, or nothing has run yet.
         """
-        if concept not in self._concepts.get(level, ()):
+        if not self.has(level, concept):
             raise ValueError(f"concept {level}:{concept} was not traced: name it when tracing")
         seen = self._seen[level]
         if not seen:
