@@ -13,31 +13,31 @@ makes it visible::
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from storage.gates import Gate, failures
-from storage.ledgers import CorruptArtifact
+from storage.ledgers import LATEST, CorruptArtifact
 from storage.locations import Location, check_name
-from storage.manifests import ArtifactReference, LevelEntry, Manifest, Status
-from storage.publishing import Draft, publish
 from storage.retention import Garbage, Retention
-from storage.shelves import (
-    LATEST,
-    AliasMove,
-    AliasMoved,
-    Shelf,
-    UnknownArtifact,
-    UnknownVersion,
-    VersionRecord,
-)
 from storage.signatures import BadSignature, Keyring
-from storage.versions import Artifact, open_version
 
 if TYPE_CHECKING:
     from storage.comparison import Comparison
+    from storage.manifests import ArtifactReference, LevelEntry, Manifest, Status
+    from storage.publishing import Page
+    from storage.shelves import (
+        AliasMove,
+        AliasMoved,
+        Shelf,
+        UnknownArtifact,
+        UnknownVersion,
+        VersionRecord,
+    )
+    from storage.versions import Artifact
 
 __all__ = [
     "AliasMove",
@@ -56,6 +56,27 @@ __all__ = [
     "UnknownVersion",
     "VersionRecord",
 ]
+
+
+# What these names stand for is built with pydantic, whose import takes longer than all the rest
+# here: they are looked up when they are first asked for.
+_LATER = {
+    "AliasMove": "storage.shelves",
+    "AliasMoved": "storage.shelves",
+    "Artifact": "storage.versions",
+    "ArtifactReference": "storage.manifests",
+    "LevelEntry": "storage.manifests",
+    "Manifest": "storage.manifests",
+    "UnknownArtifact": "storage.shelves",
+    "UnknownVersion": "storage.shelves",
+    "VersionRecord": "storage.shelves",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_LATER[name]), name)
 
 
 class Registry:
@@ -97,6 +118,7 @@ class Registry:
         gates: Sequence[Gate] = (),
         parent: int | str | None = LATEST,
         created_at: datetime | None = None,
+        pages: Mapping[str, Page] | None = None,
     ) -> ArtifactReference:
         """Publish files as the next version of an artifact, whole or not at all.
 
@@ -129,6 +151,10 @@ class Registry:
             The version that this one follows: a number, an alias, or None for none.
         created_at : datetime, optional
             With a time zone; now, by default.
+        pages : mapping of str to callable, optional
+            ``report.html`` or ``README.md`` as functions of the version's number and its parent's,
+            for pages that name them. Where several publish at once, a page may be asked for again
+            with another number; the last one is kept.
 
         Raises
         ------
@@ -137,6 +163,8 @@ class Registry:
         UnknownVersion
             If there is no such parent.
         """
+        from storage.publishing import Draft, publish
+
         shelf = self._shelf(name)
         failed = failures(gates, metrics or {}, [_level_metrics(level) for level in levels])
         if failed:
@@ -152,6 +180,7 @@ class Registry:
             status=status,
             rejections=rejections,
             created_at=created_at,
+            pages=pages,
         )
         return shelf.reference(publish(shelf, draft, parent))
 
@@ -198,6 +227,8 @@ class Registry:
         CorruptArtifact
             If a file is damaged, missing or not listed; the message names every such file.
         """
+        from storage.versions import open_version
+
         shelf = self._shelf(name)
         record = shelf.select(version, shelf.known_contents())
         artifact = open_version(
@@ -317,6 +348,8 @@ class Registry:
         return Garbage(versions, tuple(leftovers))
 
     def _shelf(self, name: str) -> Shelf:
+        from storage.shelves import Shelf
+
         if name not in self._shelves:
             self._shelves[name] = Shelf(self.location, name, self._keyring)
         return self._shelves[name]
@@ -333,6 +366,6 @@ class Registry:
 
 
 def _level_metrics(level: LevelEntry | Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
-    if isinstance(level, LevelEntry):
-        return level.name, level.metrics
-    return str(level.get("name")), level.get("metrics") or {}
+    if isinstance(level, Mapping):
+        return str(level.get("name")), level.get("metrics") or {}
+    return level.name, level.metrics

@@ -36,56 +36,32 @@ Further columns of numbers, texts or truth values are kept as they are.
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
+
+from storage.columns import (
+    EDGE_SCHEMA,
+    NODE_SCHEMA,
+    known,
+    make_table,
+    parquet_bytes,
+    read_table,
+    to_numpy,
+)
+from storage.exports.graph_formats import graphml, networkx_graph, node_link
 
 __all__ = ["VERDICTS", "ConceptGraph", "concept_ids"]
 
 VERDICTS = ("confirmed", "refuted", "untested")
-
-_NODE_SCHEMA = pa.schema(
-    [
-        pa.field("id", pa.string(), nullable=False),
-        pa.field("level", pa.int32(), nullable=False),
-        pa.field("index", pa.int32(), nullable=False),
-        ("label", pa.string()),
-        ("concept", pa.string()),
-        ("frequency", pa.float64()),
-        ("kind", pa.string()),
-        ("form", pa.string()),
-        ("unexplained", pa.float64()),
-    ]
-)
-_EDGE_SCHEMA = pa.schema(
-    [
-        pa.field("source", pa.string(), nullable=False),
-        pa.field("target", pa.string(), nullable=False),
-        pa.field("strength", pa.float64(), nullable=False),
-        pa.field("confidence", pa.float64(), nullable=False),
-        ("sign", pa.int8()),
-        ("stability", pa.float64()),
-        ("variant", pa.string()),
-        ("effect", pa.float64()),
-        ("effect_low", pa.float64()),
-        ("effect_high", pa.float64()),
-        pa.field("verdict", pa.string(), nullable=False),
-    ]
-)
-_SHARES = ("frequency", "unexplained", "confidence", "stability")
-# Code points that XML 1.0 cannot carry; token texts do contain them.
-_NOT_XML = dict.fromkeys((*range(9), 11, 12, *range(14, 32), 0xFFFE, 0xFFFF), "\ufffd")
 
 Positions = NDArray[np.int64]
 
@@ -138,11 +114,11 @@ class ConceptGraph:
         given = columns.get("id")
         if given is not None and list(given) != derived:
             raise ValueError("the column 'id' of nodes must be '{level}:{index}': leave it out.")
-        node_table = _table(columns | {"id": derived}, _NODE_SCHEMA, "nodes")
+        node_table = make_table(columns | {"id": derived}, NODE_SCHEMA, "nodes")
         edge_columns = dict(edges)
         if "verdict" not in edge_columns:
             edge_columns["verdict"] = ["untested"] * len(edge_columns.get("source", ()))
-        edge_table = _table(edge_columns, _EDGE_SCHEMA, "edges")
+        edge_table = make_table(edge_columns, EDGE_SCHEMA, "edges")
         return cls._validated(node_table, edge_table)
 
     @classmethod
@@ -154,14 +130,14 @@ class ConceptGraph:
         ValueError
             If a file is no Parquet file or its columns do not make a graph.
         """
-        node_table = _read_table(nodes, _NODE_SCHEMA, "nodes")
-        edge_table = _read_table(edges, _EDGE_SCHEMA, "edges")
+        node_table = read_table(nodes, NODE_SCHEMA, "nodes")
+        edge_table = read_table(edges, EDGE_SCHEMA, "edges")
         return cls._validated(node_table, edge_table)
 
     @classmethod
     def _validated(cls, nodes: pa.Table, edges: pa.Table) -> ConceptGraph:
         nodes = nodes.sort_by([("level", "ascending"), ("index", "ascending")]).combine_chunks()
-        level = _to_numpy(nodes["level"])
+        level = to_numpy(nodes["level"])
         if len(level) and level[0] < 0:
             raise ValueError(f"nodes have the level {level[0]}: levels begin at 0, the observed.")
         if pc.count_distinct(nodes["id"]).as_py() != len(nodes):
@@ -172,7 +148,7 @@ class ConceptGraph:
             if position.null_count:
                 missing = edges[end].filter(pc.is_null(position))[0].as_py()
                 raise ValueError(f"edges name the {end} {missing!r}, which is not among the nodes.")
-            ends.append(_to_numpy(position).astype(np.int64))
+            ends.append(to_numpy(position).astype(np.int64))
         source, target = ends
         downward = np.flatnonzero(level[source] >= level[target])
         if len(downward):
@@ -208,7 +184,7 @@ class ConceptGraph:
     @cached_property
     def levels(self) -> dict[int, int]:
         """Number of nodes of each level, lowest first."""
-        level, count = np.unique(_to_numpy(self.nodes["level"]), return_counts=True)
+        level, count = np.unique(to_numpy(self.nodes["level"]), return_counts=True)
         return dict(zip(level.tolist(), count.tolist()))
 
     def __contains__(self, node_id: object) -> bool:
@@ -220,7 +196,7 @@ class ConceptGraph:
 
     def node(self, node_id: str) -> dict[str, Any]:
         """Return the known columns of one node; raise KeyError if there is none."""
-        return _known(self.nodes.slice(self._at(node_id), 1).to_pylist()[0])
+        return known(self.nodes.slice(self._at(node_id), 1).to_pylist()[0])
 
     def edge(self, source: str, target: str) -> dict[str, Any]:
         """Return the known columns of one edge; raise KeyError if there is none."""
@@ -228,7 +204,7 @@ class ConceptGraph:
         row = np.flatnonzero(self._target[start:stop] == self._at(target))
         if not len(row):
             raise KeyError(f"no edge {source} → {target}")
-        return _known(self.edges.slice(int(start + row[0]), 1).to_pylist()[0])
+        return known(self.edges.slice(int(start + row[0]), 1).to_pylist()[0])
 
     # ---- asking it -----------------------------------------------------------------------------
 
@@ -258,7 +234,7 @@ class ConceptGraph:
         if level is None:
             atomic = np.diff(self._parents_pointer)[below] == 0
         else:
-            atomic = _to_numpy(self.nodes["level"])[below] == level
+            atomic = to_numpy(self.nodes["level"])[below] == level
         return self._names(below[atomic])
 
     def paths(self, source: str, target: str) -> Iterator[list[str]]:
@@ -313,14 +289,14 @@ class ConceptGraph:
         """
         keep = np.ones(self.n_nodes, dtype=bool)
         if levels is not None:
-            keep &= np.isin(_to_numpy(self.nodes["level"]), list(levels))
+            keep &= np.isin(to_numpy(self.nodes["level"]), list(levels))
         if ids is not None:
             chosen = np.zeros(self.n_nodes, dtype=bool)
             chosen[[self._at(node_id) for node_id in ids]] = True
             keep &= chosen
-        edge_keep = _to_numpy(self.edges["confidence"]) >= min_confidence
+        edge_keep = to_numpy(self.edges["confidence"]) >= min_confidence
         chosen_verdict = pc.is_in(self.edges["verdict"], pa.array(list(verdicts), pa.string()))
-        edge_keep &= _to_numpy(chosen_verdict.cast(pa.int8())) == 1
+        edge_keep &= to_numpy(chosen_verdict.cast(pa.int8())) == 1
         edge_keep &= keep[self._source] & keep[self._target]
         if drop_isolated:
             linked = np.zeros(self.n_nodes, dtype=bool)
@@ -344,32 +320,17 @@ class ConceptGraph:
     def to_parquet(self) -> dict[str, bytes]:
         """Return the two files ``nodes.parquet`` and ``edges.parquet``."""
         return {
-            "nodes.parquet": _parquet_bytes(self.nodes),
-            "edges.parquet": _parquet_bytes(self.edges),
+            "nodes.parquet": parquet_bytes(self.nodes),
+            "edges.parquet": parquet_bytes(self.edges),
         }
 
     def to_networkx(self) -> Any:
         """Return a ``networkx.DiGraph`` whose attributes are the known columns."""
-        import networkx as nx
-
-        graph = nx.DiGraph()
-        for row in self.nodes.to_pylist():
-            attributes = _known(row)
-            graph.add_node(attributes.pop("id"), **attributes)
-        for row in self.edges.to_pylist():
-            attributes = _known(row)
-            graph.add_edge(attributes.pop("source"), attributes.pop("target"), **attributes)
-        return graph
+        return networkx_graph(self)
 
     def to_node_link(self) -> dict[str, Any]:
         """Return the plain data that ``networkx.node_link_graph`` takes."""
-        return {
-            "directed": True,
-            "multigraph": False,
-            "graph": {},
-            "nodes": [_known(row) for row in self.nodes.to_pylist()],
-            "edges": [_known(row) for row in self.edges.to_pylist()],
-        }
+        return node_link(self)
 
     def to_json(self) -> bytes:
         """Return :meth:`to_node_link` as JSON."""
@@ -377,29 +338,7 @@ class ConceptGraph:
 
     def to_graphml(self) -> bytes:
         """Return GraphML; characters that XML cannot carry become U+FFFD."""
-        out = io.StringIO()
-        out.write("<?xml version='1.0' encoding='utf-8'?>\n")
-        out.write('<graphml xmlns="http://graphml.graphdrawing.org/xmlns">\n')
-        for kind, table, hidden in (
-            ("node", self.nodes, ("id",)),
-            ("edge", self.edges, ("source", "target")),
-        ):
-            for item in table.schema:
-                if item.name not in hidden:
-                    name = quoteattr(item.name)
-                    key = quoteattr(f"{kind}.{item.name}")
-                    out.write(
-                        f'<key id={key} for="{kind}" attr.name={name} '
-                        f'attr.type="{_graphml_type(item.type)}"/>\n'
-                    )
-        out.write('<graph edgedefault="directed">\n')
-        for row in self.nodes.to_pylist():
-            out.write(f"<node id={quoteattr(row.pop('id'))}>{_graphml_data('node', row)}</node>\n")
-        for row in self.edges.to_pylist():
-            ends = f"source={quoteattr(row.pop('source'))} target={quoteattr(row.pop('target'))}"
-            out.write(f"<edge {ends}>{_graphml_data('edge', row)}</edge>\n")
-        out.write("</graph>\n</graphml>\n")
-        return out.getvalue().encode()
+        return graphml(self)
 
     def files(self) -> dict[str, bytes]:
         """Return the graph in all its formats, by the file names of an artifact's ``graph/``."""
@@ -416,7 +355,7 @@ class ConceptGraph:
         ids = self.nodes["id"].combine_chunks()
         source = pc.index_in(self.edges["source"], value_set=ids)
         target = pc.index_in(self.edges["target"], value_set=ids)
-        return _to_numpy(source).astype(np.int64), _to_numpy(target).astype(np.int64)
+        return to_numpy(source).astype(np.int64), to_numpy(target).astype(np.int64)
 
     @property
     def _source(self) -> Positions:
@@ -473,12 +412,6 @@ class ConceptGraph:
         return np.array(sorted(seen - {position}), dtype=np.int64)
 
 
-def _to_numpy(column: Any) -> NDArray[Any]:
-    # Arrow's own conversions import pandas where it is installed, which costs more than loading.
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    return np.from_dlpack(array)
-
-
 def _to_arrow(positions: Positions) -> pa.Array:
     values = np.ascontiguousarray(positions, dtype=np.int64)
     return pa.Array.from_buffers(pa.int64(), len(values), [None, pa.py_buffer(values)])
@@ -487,99 +420,3 @@ def _to_arrow(positions: Positions) -> pa.Array:
 def _pointer(ends: Positions, n_nodes: int) -> Positions:
     counts = np.bincount(ends, minlength=n_nodes)
     return np.concatenate([[0], np.cumsum(counts)])
-
-
-def _known(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if value is not None}
-
-
-def _table(columns: Mapping[str, Any], schema: pa.Schema, what: str) -> pa.Table:
-    """Cast known columns to the schema, fill missing ones with null, keep extra ones."""
-    lengths = {name: len(values) for name, values in columns.items()}
-    if len(set(lengths.values())) > 1:
-        raise ValueError(f"columns of {what} differ in length: {lengths}.")
-    rows = next(iter(lengths.values()), 0)
-    arrays: dict[str, Any] = {}
-    for item in schema:
-        if item.name not in columns:
-            if not item.nullable:
-                raise ValueError(f"{what} lack the column {item.name!r}.")
-            arrays[item.name] = pa.nulls(rows, item.type)
-            continue
-        arrays[item.name] = _array(columns[item.name], item.name, what, item.type)
-    for name in sorted(set(columns) - set(schema.names)):
-        arrays[name] = _array(columns[name], name, what, None)
-    return _checked(pa.table(arrays), schema, what)
-
-
-def _array(values: Any, name: str, what: str, to: pa.DataType | None) -> Any:
-    try:
-        # from_pandas: NaN is how numpy says "not known".
-        arrow = isinstance(values, pa.ChunkedArray)
-        array = values if arrow else pa.array(values, from_pandas=True)
-        return array if to is None else array.cast(to)
-    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"column {name!r} of {what} cannot be read as {to} ({reason}).") from None
-
-
-def _read_table(source: bytes | str | Path, schema: pa.Schema, what: str) -> pa.Table:
-    try:
-        table = pq.ParquetFile(
-            pa.BufferReader(source) if isinstance(source, bytes) else source
-        ).read()
-    except pa.ArrowException as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{what} is not a readable Parquet file ({reason}).") from None
-    return _table({name: table[name] for name in table.column_names}, schema, what)
-
-
-def _checked(table: pa.Table, schema: pa.Schema, what: str) -> pa.Table:
-    for item in table.schema:
-        if not (
-            pa.types.is_string(item.type)
-            or pa.types.is_boolean(item.type)
-            or pa.types.is_integer(item.type)
-            or pa.types.is_floating(item.type)
-            or pa.types.is_null(item.type)
-        ):
-            raise ValueError(
-                f"column {item.name!r} of {what} has the type {item.type}: give numbers, texts or "
-                "truth values."
-            )
-    for item in schema:
-        if not item.nullable and table[item.name].null_count:
-            raise ValueError(f"column {item.name!r} of {what} has unknown values.")
-        if pa.types.is_floating(item.type):
-            values = _to_numpy(table[item.name].drop_null())
-            low, high = (0.0, 1.0) if item.name in _SHARES else (-np.inf, np.inf)
-            bad = values[~((values >= low) & (values <= high) & np.isfinite(values))]
-            if len(bad):
-                asked = "between 0 and 1" if item.name in _SHARES else "finite"
-                raise ValueError(f"{item.name} {bad[0]} of {what} must be {asked}.")
-    return table
-
-
-def _parquet_bytes(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    return bytes(sink.getvalue())
-
-
-def _graphml_type(arrow: pa.DataType) -> str:
-    if pa.types.is_boolean(arrow):
-        return "boolean"
-    if pa.types.is_integer(arrow):
-        return "long"
-    return "double" if pa.types.is_floating(arrow) else "string"
-
-
-def _graphml_data(kind: str, row: Mapping[str, Any]) -> str:
-    cells = []
-    for name, value in row.items():
-        if value is not None:
-            text = str(value).lower() if isinstance(value, bool) else str(value)
-            cells.append(
-                f"<data key={quoteattr(f'{kind}.{name}')}>{escape(text.translate(_NOT_XML))}</data>"
-            )
-    return "".join(cells)

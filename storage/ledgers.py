@@ -22,7 +22,10 @@ from storage.locations import AlreadyExists, Location
 from storage.records import canonical_json, digest
 from storage.signatures import Keyring
 
-__all__ = ["CorruptArtifact", "Ledger"]
+__all__ = ["LATEST", "CorruptArtifact", "Ledger"]
+
+LATEST = "latest"
+"""The alias that every artifact has: its newest version that is published and not removed."""
 
 _FILE = re.compile(r"(\d{8})\.json")
 _READERS = 16

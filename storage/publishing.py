@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,10 +18,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from storage.ledgers import LATEST
 from storage.locations import AlreadyExists, Location
 from storage.manifests import (
     MANIFEST_FILE,
     SUMS_FILE,
+    UNHASHED_FILES,
     FileEntry,
     LevelEntry,
     Manifest,
@@ -33,9 +35,12 @@ from storage.manifests import (
     hash_file,
 )
 from storage.records import digest
-from storage.shelves import LATEST, Contents, Shelf, VersionRecord
+from storage.shelves import Contents, Shelf, VersionRecord
 
-__all__ = ["Draft", "publish"]
+__all__ = ["Draft", "Page", "publish"]
+
+Page = Callable[[int, int | None], bytes]
+"""A file written when the version has its number: called with that and with the parent's."""
 
 CARD_FILE = "README.md"
 _WRITERS = 8
@@ -64,10 +69,18 @@ class Draft:
         status: Status,
         rejections: Sequence[str],
         created_at: datetime | None,
+        pages: Mapping[str, Page] | None = None,
     ) -> None:
         if not files:
             raise ValueError("files is empty: an artifact has at least one file.")
-        check_files(files)
+        self.pages = dict(pages or {})
+        for path in self.pages:
+            if path not in UNHASHED_FILES or path in files:
+                raise ValueError(
+                    f"page {path!r} must be one of {', '.join(sorted(UNHASHED_FILES))} that files "
+                    "lacks: other content has to be known before the version has its number."
+                )
+        check_files([*files, *self.pages])
         if status == "published" and rejections:
             raise ValueError("rejections are given for a published version: set status='rejected'.")
         self.files = files
@@ -160,7 +173,9 @@ def _claim(
             return existing
         files = dict(entries)
         follows = _parent(shelf, contents, parent)
-        if CARD_FILE not in draft.files:
+        for path, render in draft.pages.items():
+            files[path] = _put(target, path, render(version, follows))
+        if CARD_FILE not in files:
             from storage.exports.model_card import model_card
 
             card = model_card(draft.manifest(version=version, parent=follows, files=files))

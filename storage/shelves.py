@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from storage.ledgers import CorruptArtifact, Ledger
+from storage.ledgers import LATEST, CorruptArtifact, Ledger
 from storage.locations import AlreadyExists, Location, check_name
 from storage.manifests import ArtifactReference, Status, first_reason
 from storage.retention import (
@@ -20,7 +20,6 @@ from storage.retention import (
 from storage.signatures import Keyring
 
 __all__ = [
-    "LATEST",
     "AliasMove",
     "AliasMoved",
     "Shelf",
@@ -28,8 +27,6 @@ __all__ = [
     "UnknownVersion",
     "VersionRecord",
 ]
-
-LATEST = "latest"
 
 
 class UnknownArtifact(KeyError):

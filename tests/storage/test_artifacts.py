@@ -481,3 +481,28 @@ def test_loading_an_artifact_needs_neither_torch_nor_pandas(tmp_path):
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_a_page_carries_the_number_that_the_version_got(tmp_path):
+    """Another publisher takes the number while the page is being written for it."""
+    registry = Registry(tmp_path)
+    registry.publish("toy", {"a.txt": b"1"}, fingerprint="1")
+    asked = []
+
+    def page(version, parent):
+        if not asked:
+            Registry(tmp_path).publish("toy", {"a.txt": b"2"}, fingerprint="2")
+        asked.append(version)
+        return f"version {version} after {parent}".encode()
+
+    published = registry.publish(
+        "toy", {"a.txt": b"3"}, fingerprint="3", pages={"report.html": page}
+    )
+    assert (published.version, asked) == (3, [2, 3])
+    assert registry.load("toy", 3).report == b"version 3 after 2"
+
+
+def test_only_files_that_are_not_hashed_may_be_written_late(tmp_path):
+    for files, path in (({"a": b""}, "graph/x"), ({"report.html": b""}, "report.html")):
+        with pytest.raises(ValueError, match="must be one of README"):
+            Registry(tmp_path).publish("toy", files, fingerprint="1", pages={path: lambda *_: b""})

@@ -1,0 +1,145 @@
+"""Columns of a concept graph: their schema, and Arrow tables that are checked against it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+__all__ = [
+    "EDGE_SCHEMA",
+    "NODE_SCHEMA",
+    "known",
+    "make_table",
+    "parquet_bytes",
+    "read_table",
+    "to_numpy",
+]
+
+NODE_SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("level", pa.int32(), nullable=False),
+        pa.field("index", pa.int32(), nullable=False),
+        ("label", pa.string()),
+        ("concept", pa.string()),
+        ("frequency", pa.float64()),
+        ("kind", pa.string()),
+        ("form", pa.string()),
+        ("unexplained", pa.float64()),
+    ]
+)
+EDGE_SCHEMA = pa.schema(
+    [
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("target", pa.string(), nullable=False),
+        pa.field("strength", pa.float64(), nullable=False),
+        pa.field("confidence", pa.float64(), nullable=False),
+        ("sign", pa.int8()),
+        ("stability", pa.float64()),
+        ("variant", pa.string()),
+        ("effect", pa.float64()),
+        ("effect_low", pa.float64()),
+        ("effect_high", pa.float64()),
+        pa.field("verdict", pa.string(), nullable=False),
+    ]
+)
+_SHARES = ("frequency", "unexplained", "confidence", "stability")
+
+
+def make_table(columns: Mapping[str, Any], schema: pa.Schema, what: str) -> pa.Table:
+    """Cast known columns to the schema, fill missing ones with null, keep extra ones."""
+    lengths = {name: len(values) for name, values in columns.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"columns of {what} differ in length: {lengths}.")
+    rows = next(iter(lengths.values()), 0)
+    arrays: dict[str, Any] = {}
+    for item in schema:
+        if item.name not in columns:
+            if not item.nullable:
+                raise ValueError(f"{what} lack the column {item.name!r}.")
+            arrays[item.name] = pa.nulls(rows, item.type)
+            continue
+        arrays[item.name] = _array(columns[item.name], item.name, what, item.type)
+    for name in sorted(set(columns) - set(schema.names)):
+        arrays[name] = _array(columns[name], name, what, None)
+    return _checked(pa.table(arrays), schema, what)
+
+
+def _array(values: Any, name: str, what: str, to: pa.DataType | None) -> Any:
+    try:
+        # from_pandas: NaN is how numpy says "not known".
+        arrow = isinstance(values, pa.ChunkedArray)
+        array = values if arrow else pa.array(values, from_pandas=True)
+        return array if to is None else array.cast(to)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"column {name!r} of {what} cannot be read as {to} ({reason}).") from None
+
+
+def read_table(source: bytes | str | Path, schema: pa.Schema, what: str) -> pa.Table:
+    """Read a Parquet file into columns of the schema; `what` names it in errors.
+
+    Raises
+    ------
+    ValueError
+        If it is no Parquet file, or its columns are not those of a graph.
+    """
+    try:
+        table = pq.ParquetFile(
+            pa.BufferReader(source) if isinstance(source, bytes) else source
+        ).read()
+    except pa.ArrowException as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{what} is not a readable Parquet file ({reason}).") from None
+    return make_table({name: table[name] for name in table.column_names}, schema, what)
+
+
+def _checked(table: pa.Table, schema: pa.Schema, what: str) -> pa.Table:
+    for item in table.schema:
+        if not (
+            pa.types.is_string(item.type)
+            or pa.types.is_boolean(item.type)
+            or pa.types.is_integer(item.type)
+            or pa.types.is_floating(item.type)
+            or pa.types.is_null(item.type)
+        ):
+            raise ValueError(
+                f"column {item.name!r} of {what} has the type {item.type}: give numbers, texts or "
+                "truth values."
+            )
+    for item in schema:
+        if not item.nullable and table[item.name].null_count:
+            raise ValueError(f"column {item.name!r} of {what} has unknown values.")
+        if pa.types.is_floating(item.type):
+            values = to_numpy(table[item.name].drop_null())
+            low, high = (0.0, 1.0) if item.name in _SHARES else (-np.inf, np.inf)
+            bad = values[~((values >= low) & (values <= high) & np.isfinite(values))]
+            if len(bad):
+                asked = "between 0 and 1" if item.name in _SHARES else "finite"
+                raise ValueError(f"{item.name} {bad[0]} of {what} must be {asked}.")
+    return table
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """A table as one compressed Parquet file."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return bytes(sink.getvalue())
+
+
+def to_numpy(column: Any) -> NDArray[Any]:
+    """A column without nulls as numpy, without a copy where it has one chunk."""
+    # Arrow's own conversions import pandas where it is installed, which costs more than loading.
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    return np.from_dlpack(array)
+
+
+def known(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row without what is not known of it."""
+    return {name: value for name, value in row.items() if value is not None}
