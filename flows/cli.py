@@ -96,6 +96,24 @@ def serve(
 
 
 @app.command()
+def estimate(
+    recipe: RecipeArgument,
+    settings: SetOption = [],  # noqa: B006
+    store: StoreOption = None,
+    rehearse: Annotated[
+        bool, typer.Option(help="Load the model and try each step on a few rows, for the time.")
+    ] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Say what a recipe will take: rows, disk, time and memory."""
+    from flows.estimate_command import print_estimate
+
+    chosen = _recipe(recipe, settings, store)
+    with err.status("rehearsing each step on a few rows" if rehearse else "planning"):
+        print_estimate(chosen, rehearse=rehearse, as_json=as_json, out=out)
+
+
+@app.command()
 def recipes() -> None:
     """List the recipes that come with Strata."""
     table = Table("recipe", "what it does", box=None, header_style="bold")
