@@ -5,10 +5,11 @@ Without ``RAY_ADDRESS`` a cluster is started on this machine, and ends with this
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 from compute.settings import ResourceSettings
@@ -16,6 +17,7 @@ from compute.settings import ResourceSettings
 __all__ = [
     "Progress",
     "actor_options",
+    "actor_pool",
     "connect",
     "disconnect",
     "run_on_actors",
@@ -96,13 +98,28 @@ def actor_options(resources: ResourceSettings) -> dict[str, Any]:
     return options
 
 
+@contextlib.contextmanager
+def actor_pool(make: Callable[[], Any], n_actors: int) -> Iterator[list[Any]]:
+    """Actors for :func:`run_on_actors`; they end with the block, and what they hold is freed.
+
+    Parameters
+    ----------
+    make : callable
+        Returns a new actor handle.
+    n_actors : int
+    """
+    import ray
+
+    actors = [make() for _ in range(n_actors)]
+    try:
+        yield actors
+    finally:
+        for actor in actors:
+            ray.kill(actor)
+
+
 def run_on_actors(
-    make: Callable[[], Any],
-    n_actors: int,
-    method: str,
-    tasks: Iterable[Any],
-    *,
-    depth: int = 2,
+    actors: Sequence[Any], method: str, tasks: Iterable[Any], *, depth: int = 2
 ) -> Iterator[tuple[Any, Any]]:
     """Run one method of a pool of actors on every task; yield (task, result) as each one ends.
 
@@ -112,9 +129,7 @@ def run_on_actors(
 
     Parameters
     ----------
-    make : callable
-        Returns a new actor handle.
-    n_actors : int
+    actors : sequence of actor handles
     method : str
         Name of the actors' method; it takes one task.
     tasks : iterable
@@ -124,7 +139,6 @@ def run_on_actors(
     import ray
 
     waiting = iter(tasks)
-    actors = [make() for _ in range(n_actors)]
     running: dict[Any, tuple[Any, Any]] = {}
 
     def hand_out(actor: Any) -> None:
@@ -140,8 +154,6 @@ def run_on_actors(
         result = ray.get(ready)
         hand_out(actor)
         yield task, result
-    for actor in actors:
-        ray.kill(actor)
 
 
 def watch(start: Callable[[Any], Any], progress: Progress) -> Any:

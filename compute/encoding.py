@@ -7,7 +7,7 @@ codes again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy.typing as npt
 from compute.cluster import (
     Progress,
     actor_options,
+    actor_pool,
     connect,
     run_on_actors,
     silent,
@@ -26,6 +27,7 @@ from compute.learning import load_dictionaries, read_norm_bounds
 from compute.settings import EncodeSettings, ResourceSettings
 from storage.activations import ActivationSet
 from storage.codes import CodeLevel, CodePlan, CodeSet, CodeWriter
+from storage.doctor import clear_condemned, read_condemned
 from storage.loader import kept_rows
 from storage.locations import Location
 from storage.tables import NotSealed
@@ -186,11 +188,34 @@ class _Encoder:
 
     def encode(self, shard: int) -> int:
         """Encode one shard at every level; return its rows."""
+        rows = self.writer.plan.shard_size(shard)
+        if self.location.exists(f"receipts/{shard}.json"):
+            # The worker before this one died between writing the receipt and saying so.
+            return rows
+        arrays, summaries = self._codes(shard)
+        # Before the shard's receipt, which says that all of the shard is there.
+        for path, data in summaries.items():
+            self.location.put(path, data)
+        self.writer.write_rows(shard, arrays)
+        return rows
+
+    def remake(self, task: tuple[int, Sequence[str]]) -> int:
+        """Encode a finished shard again and store its arrays of these paths; return its rows."""
+        shard, paths = task
+        arrays, summaries = self._codes(shard)
+        self.writer.remake(shard, {path: arrays[path] for path in paths})
+        for path, data in summaries.items():
+            self.location.put(path, data)
+        return self.writer.plan.shard_size(shard)
+
+    def _codes(self, shard: int) -> tuple[dict[str, npt.NDArray[Any]], dict[str, bytes]]:
+        """Arrays of the shard by path, and its summaries by path."""
         plan = self.writer.plan
         start = shard * plan.shard_rows
         stop = start + plan.shard_size(shard)
         kept = kept_rows(self.activations, self.bounds, start, stop)
         arrays: dict[str, npt.NDArray[Any]] = {"kept": kept.astype(np.uint8)}
+        summaries: dict[str, bytes] = {}
         for level, column in zip(plan.levels, plan.columns[::2], strict=False):
             indices = np.empty((stop - start, level.k), dtype=column.dtype)
             values = np.empty((stop - start, level.k), dtype=np.float32)
@@ -211,10 +236,8 @@ class _Encoder:
                 level.n_concepts,
                 _CANDIDATES * self.settings.examples,
             )
-            # Before the shard's receipt, which says that all of the shard is there.
-            self.location.put(f"summaries/{level.name}/{shard}.safetensors", summary.to_bytes())
-        self.writer.write_rows(shard, arrays)
-        return stop - start
+            summaries[f"summaries/{level.name}/{shard}.safetensors"] = summary.to_bytes()
+        return arrays, summaries
 
 
 def encode(
@@ -227,14 +250,17 @@ def encode(
     resources: ResourceSettings,
     progress: Progress = silent,
 ) -> CodeSet:
-    """Encode an activation set with the dictionaries at `learned`, or what of it is missing.
+    """Encode an activation set with the dictionaries at `learned`, or what is missing or condemned.
 
     `progress` is told the rows encoded so far, and all rows.
     """
     try:
-        return CodeSet(location)
+        found = CodeSet(location)
     except NotSealed:
         pass
+    else:
+        _mend(activations, learned, found, settings, resources)
+        return found
     plan = code_plan(activations, load_dictionaries(learned), fingerprint)
     writer = CodeWriter(location, plan)
     writer.prepare()
@@ -247,19 +273,42 @@ def encode(
         encoder = ray.remote(max_restarts=3, max_task_retries=3, **actor_options(resources))(
             _Encoder
         )
-        encoded = run_on_actors(
+        with actor_pool(
             lambda: encoder.remote(
                 activations, learned.url, location.url, plan, settings, resources
             ),
             worker_count(resources, len(shards)),
-            "encode",
-            shards,
-        )
-        for _, rows in encoded:
-            done += rows
-            progress(done, plan.n_rows)
+        ) as actors:
+            for _, rows in run_on_actors(actors, "encode", shards):
+                done += rows
+                progress(done, plan.n_rows)
     writer.seal()
     return CodeSet(location)
+
+
+def _mend(
+    activations: ActivationSet,
+    learned: Location,
+    codes: CodeSet,
+    settings: EncodeSettings,
+    resources: ResourceSettings,
+) -> None:
+    """Encode the condemned shards of a finished code set again; nothing else is computed."""
+    condemned = read_condemned(codes.location)
+    if not condemned:
+        return
+    import ray
+
+    connect()
+    encoder = ray.remote(**actor_options(resources))(_Encoder)
+    url, plan = codes.location.url, codes.plan
+    with actor_pool(
+        lambda: encoder.remote(activations, learned.url, url, plan, settings, resources),
+        worker_count(resources, len(condemned)),
+    ) as actors:
+        for _ in run_on_actors(actors, "remake", condemned.items()):
+            pass
+    clear_condemned(codes.location)
 
 
 def code_plan(

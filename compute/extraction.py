@@ -1,13 +1,21 @@
-"""Extraction: Ray actors that hold a model stage blocks of rows, then whole shuffled shards."""
+"""Extraction: Ray actors that hold a model stage blocks of rows, then whole shuffled shards.
+
+A finished set with condemned shards (``storage/doctor.py``) is mended here too: the model runs
+again, on those batches only whose rows lie in such a shard.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
 
 from compute.cluster import (
     Progress,
     actor_options,
+    actor_pool,
     connect,
     run_on_actors,
     silent,
@@ -17,57 +25,103 @@ from compute.gallery import save_pictures
 from compute.pictures import png
 from compute.settings import ResourceSettings
 from storage.activations import ActivationPlan, ActivationSet, ActivationWriter, NotSealed
+from storage.doctor import clear_condemned, read_condemned
 from storage.locations import Location
+
+if TYPE_CHECKING:
+    from compute.models.base import Rows
 
 __all__ = ["write_activations"]
 
+_Array = npt.NDArray[Any]
+_Columns = dict[str, _Array]
+
 
 class _Extractor:
-    """Holds a model for its lifetime and stages the blocks it is given."""
+    """Holds a model for its lifetime, stages the blocks and writes the shards it is given."""
 
     def __init__(
         self, load: Callable[[], Any], url: str, plan: ActivationPlan, cpus: float
     ) -> None:
-        import torch
-
-        # The same number of threads everywhere gives the same bytes everywhere.
-        torch.set_num_threads(max(1, int(cpus)))
-        self.adapter = load()
+        self._load = load
+        self._adapter: Any = None
+        self._threads = max(1, int(cpus))
         self.writer = ActivationWriter(Location(url), plan)
 
     def stage(self, task: tuple[int, Sequence[Any]]) -> int:
         """Run the model on a block's items and store the rows; return their number."""
-        import torch
-
         block, items = task
-        rows = self.adapter.extract(items)
+        rows = self._loaded().extract(items)
         if rows.pictures:
             shown = {sample: png(picture) for sample, picture in rows.pictures.items()}
             save_pictures(self.writer.location, block, shown)
-        activations = {
-            # NumPy has no bfloat16: the store takes its bits.
-            name: (
-                values.view(torch.uint16)
-                if values.dtype == torch.bfloat16 and self.writer.plan.dtype == "bfloat16"
-                else values.float()
-                if values.dtype == torch.bfloat16
-                else values
-            ).numpy()
-            for name, values in rows.activations.items()
-        }
-        index = {"sample": rows.sample, "position": rows.position, "observed": rows.observed}
-        return self.writer.stage(block, activations, index)
-
-
-class _ShardWriter:
-    """Writes the shards it is given."""
-
-    def __init__(self, url: str, plan: ActivationPlan) -> None:
-        self.writer = ActivationWriter(Location(url), plan)
+        return self.writer.stage(block, *self._arrays(rows))
 
     def write(self, shard: int) -> int:
         """Gather and write one shard; return its rows."""
         return self.writer.write_shard(shard)
+
+    def rows(self, task: tuple[int, Sequence[Any], Sequence[int]]) -> tuple[_Array, _Columns]:
+        """Run the model again on what yields some of a block's rows, and return these.
+
+        The task is the block's number, its items, and the canonical numbers of the rows, counted
+        from the block's beginning; the numbers of all rows that came out are returned with them.
+        """
+        _, items, wanted = task
+        adapter = self._loaded()
+        sizes = [adapter.rows_of(item) for item in items]
+        ends = np.cumsum(sizes)
+        found: list[tuple[_Array, _Columns]] = []
+        # Batches are cut as they were at first: another batch may round another way.
+        for begin in range(0, len(items), adapter.batch_size):
+            batch = items[begin : begin + adapter.batch_size]
+            first = int(ends[begin] - sizes[begin])
+            numbers = np.arange(first, int(ends[begin + len(batch) - 1]))
+            chosen = np.isin(numbers, wanted)
+            if chosen.any():
+                columns = self.writer.to_columns(
+                    len(numbers), *self._arrays(adapter.extract(batch))
+                )
+                found.append((numbers[chosen], {p: a[chosen] for p, a in columns.items()}))
+        return (
+            np.concatenate([numbers for numbers, _ in found]),
+            {
+                column.path: np.concatenate([columns[column.path] for _, columns in found])
+                for column in self.writer.plan.columns
+            },
+        )
+
+    def _loaded(self) -> Any:
+        if self._adapter is None:
+            import torch
+
+            # The same number of threads everywhere gives the same bytes everywhere.
+            torch.set_num_threads(self._threads)
+            self._adapter = self._load()
+        return self._adapter
+
+    def _arrays(self, rows: Rows) -> tuple[dict[str, _Array], dict[str, _Array]]:
+        """Activations and index of rows as the writer takes them."""
+        activations = {
+            name: _to_numpy(values, keep_bits=self.writer.plan.dtype == "bfloat16")
+            for name, values in rows.activations.items()
+        }
+        return activations, {
+            "sample": rows.sample,
+            "position": rows.position,
+            "observed": rows.observed,
+        }
+
+
+def _to_numpy(values: Any, *, keep_bits: bool) -> _Array:
+    """A tensor as NumPy has it, which has no bfloat16: its bits, or the same numbers wider."""
+    import torch
+
+    if values.dtype != torch.bfloat16:
+        array: _Array = values.numpy()
+        return array
+    bits: _Array = (values.view(torch.uint16) if keep_bits else values.float()).numpy()
+    return bits
 
 
 def write_activations(
@@ -79,7 +133,7 @@ def write_activations(
     resources: ResourceSettings,
     progress: Progress = silent,
 ) -> ActivationSet:
-    """Write an activation set, or what of it is missing, and return it sealed.
+    """Write an activation set, or what of it is missing or condemned, and return it sealed.
 
     Parameters
     ----------
@@ -94,9 +148,14 @@ def write_activations(
         What each worker holds; the bytes written do not depend on how many there are.
     progress : callable
         Told the canonical rows staged so far, and all rows.
+
+    Raises
+    ------
+    ValueError
+        If a row is not finite, or a condemned shard does not come out as it was written.
     """
     try:
-        return ActivationSet(location)
+        return _mended(ActivationSet(location), items, load, resources)
     except NotSealed:
         pass
     writer = ActivationWriter(location, plan)
@@ -106,29 +165,77 @@ def write_activations(
     sizes = {b: plan.blocks[b + 1] - plan.blocks[b] for b in range(plan.n_blocks)}
     done = plan.n_rows - sum(sizes[block] for block in blocks)
     progress(done, plan.n_rows)
-    if blocks or shards:
-        import ray
-
-        options = actor_options(resources)
+    if shards:
         connect()
-        extractor = ray.remote(max_restarts=3, max_task_retries=3, **options)(_Extractor)
-        staged = run_on_actors(
-            lambda: extractor.remote(load, location.url, plan, resources.cpus),
-            worker_count(resources, len(blocks)),
-            "stage",
-            ((block, items(block)) for block in blocks),
-        )
-        for _, rows in staged if blocks else ():
-            done += rows
-            progress(done, plan.n_rows)
-        shard_writer = ray.remote(max_restarts=3, max_task_retries=3, num_cpus=1)(_ShardWriter)
-        written = run_on_actors(
-            lambda: shard_writer.remote(location.url, plan),
-            worker_count(ResourceSettings(cpus=1), len(shards)),
-            "write",
-            shards,
-        )
-        for _ in written:
-            pass
+        with _extractors(location, plan, load, resources, max(len(blocks), 1)) as extractors:
+            tasks = ((block, items(block)) for block in blocks)
+            for _, rows in run_on_actors(extractors, "stage", tasks):
+                done += rows
+                progress(done, plan.n_rows)
+            spare = ResourceSettings(cpus=resources.cpus)
+            if worker_count(spare, len(shards)) <= len(extractors):
+                # Who holds the model writes the shards too, so that nobody need be started.
+                for _ in run_on_actors(extractors, "write", shards):
+                    pass
+                shards = []
+        if shards:
+            with _extractors(location, plan, load, spare, len(shards)) as writers:
+                for _ in run_on_actors(writers, "write", shards):
+                    pass
     writer.seal()
     return ActivationSet(location)
+
+
+def _mended(
+    activations: ActivationSet,
+    items: Callable[[int], Sequence[Any]],
+    load: Callable[[], Any],
+    resources: ResourceSettings,
+) -> ActivationSet:
+    """The set after its condemned shards, if any, are computed again, and nothing else.
+
+    A shard's rows come from all over the inputs, so the model runs on each batch of inputs that
+    has a row in it. Memory holds one shard at a time.
+    """
+    plan, condemned = activations.plan, read_condemned(activations.location)
+    if not condemned:
+        return activations
+    writer = ActivationWriter(activations.location, plan)
+    connect()
+    with _extractors(activations.location, plan, load, resources, plan.n_blocks) as extractors:
+        for shard, paths in condemned.items():
+            columns = {path: plan.column(path).empty(plan.shard_size(shard)) for path in paths}
+            tasks = ((block, items(block), rows) for block, rows in _origins(plan, shard))
+            for (block, *_), (numbers, found) in run_on_actors(extractors, "rows", tasks):
+                within = plan.destinations(block)[numbers] - shard * plan.shard_rows
+                for path, values in columns.items():
+                    values[within] = found[path]
+            writer.remake(shard, columns)
+    clear_condemned(activations.location)
+    return activations
+
+
+def _origins(plan: ActivationPlan, shard: int) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
+    """Blocks with rows in the shard, and these rows, counted from the block's beginning."""
+    for block in range(plan.n_blocks):
+        rows = np.flatnonzero(plan.destinations(block) // plan.shard_rows == shard)
+        if len(rows):
+            yield block, rows
+
+
+def _extractors(
+    location: Location,
+    plan: ActivationPlan,
+    load: Callable[[], Any],
+    resources: ResourceSettings,
+    tasks: int,
+) -> Any:
+    import ray
+
+    extractor = ray.remote(max_restarts=3, max_task_retries=3, **actor_options(resources))(
+        _Extractor
+    )
+    return actor_pool(
+        lambda: extractor.remote(load, location.url, plan, resources.cpus),
+        worker_count(resources, tasks),
+    )

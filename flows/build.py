@@ -6,11 +6,11 @@ from prefect import flow
 
 from compute.cluster import disconnect
 from flows.recipe import Recipe
-from storage.references import Reference
+from storage.references import Reference, Step
 from tasks.publishing import publish
 from tasks.steps import check, encode, extract, learn, recover
 
-__all__ = ["build"]
+__all__ = ["build", "repair"]
 
 
 @flow(name="build", flow_run_name="build {recipe.name}", description=__doc__, log_prints=False)
@@ -34,12 +34,23 @@ def build(recipe: Recipe) -> dict[str, Reference]:
         disconnect()
 
 
-def _steps(recipe: Recipe) -> dict[str, Reference]:
+@flow(name="repair", flow_run_name="repair {recipe.name}", log_prints=False)
+def repair(recipe: Recipe, last: Step) -> dict[str, Reference]:
+    """Compute what `strata doctor` has condemned again, up to and with the step `last`."""
+    try:
+        return _steps(recipe, last)
+    finally:
+        disconnect()
+
+
+def _steps(recipe: Recipe, last: Step = "publish") -> dict[str, Reference]:
     store, levels = recipe.store, recipe.levels
     check(store, recipe.model, recipe.inputs, levels, recipe.extract, recipe.learn)
     activations = extract(
         store, recipe.model, recipe.inputs, levels, recipe.extract, recipe.resources.extract
     )
+    if last == "extract":
+        return {"extract": activations}
     dictionaries = learn(
         store,
         activations,
@@ -50,6 +61,8 @@ def _steps(recipe: Recipe) -> dict[str, Reference]:
         recipe.resources.learn,
     )
     codes = encode(store, activations, dictionaries, recipe.encode, recipe.resources.encode)
+    if last == "encode":
+        return {step.step: step for step in (activations, dictionaries, codes)}
     graph = recover(store, activations, codes, recipe.recover, recipe.resources.recover)
     artifact = publish(
         store,

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.artifacts_command import artifacts
+from flows.doctor_command import doctor
 from flows.recipe import BadInput, Recipe, load_recipe, recipe_names
 
 __all__ = ["app", "main"]
@@ -24,6 +25,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(artifacts, name="artifacts")
+app.command()(doctor)
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -120,23 +122,6 @@ def recipes() -> None:
     for name in recipe_names():
         table.add_row(name, load_recipe(name).description.strip())
     out.print(table)
-
-
-@app.command()
-def doctor(
-    url: Annotated[str, typer.Argument(help="Folder or URL of an activation set or a code set.")],
-) -> None:
-    """Check every byte of a store against its checksums and say which shards are damaged."""
-    from storage.locations import Location
-    from storage.tables import open_table
-
-    table = open_table(Location(url))
-    damaged = table.damaged()
-    for error in damaged:
-        err.print(f"[red]damaged[/] {error.array} of shard {error.shard}: {error.reason}")
-    if damaged:
-        raise typer.Exit(1)
-    out.print(f"{len(table.plan.shards)} shards of {len(table):,} rows are whole.")
 
 
 def _recipe(recipe: str, settings: list[str], store: str | None) -> Recipe:

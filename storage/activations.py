@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import itertools
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -151,18 +151,11 @@ class ActivationWriter(TableWriter[ActivationPlan]):
             If rows are missing, of the wrong shape, or not finite in the plan's dtype.
         """
         rows = self.plan.blocks[block + 1] - self.plan.blocks[block]
-        arrays: list[_Array] = []
-        norms: list[_Array] = []
-        for level in self.plan.levels:
-            stored, norm = self._encode(level, np.asarray(activations[level.name]), rows)
-            arrays.append(stored)
-            norms.append(norm)
-        arrays += norms
-        for name, dtype in INDEX_DTYPES.items():
-            column = np.asarray(index[name])
-            if column.shape != (rows,):
-                raise ValueError(f"index {name!r} has shape {column.shape}: expected ({rows},).")
-            arrays.append(column.astype(dtype, casting="same_kind"))
+        if self.location.exists(f"staging/{block}.bin"):
+            # A worker that died between this put and its answer is asked for the block again.
+            return rows
+        columns = self.to_columns(rows, activations, index)
+        arrays = [columns[column.path] for column in self.plan.columns]
         destinations = self.plan.destinations(block)
         order = np.argsort(destinations, kind="stable")
         destinations = destinations[order]
@@ -177,6 +170,22 @@ class ActivationWriter(TableWriter[ActivationPlan]):
         self.location.put(f"staging/{block}.bin", b"".join(pieces))
         return rows
 
+    def to_columns(
+        self, rows: int, activations: Mapping[str, _Array], index: Mapping[str, _Array]
+    ) -> dict[str, _Array]:
+        """Rows as the plan's columns store them; arguments and errors as for :meth:`stage`."""
+        columns: dict[str, _Array] = {}
+        for level in self.plan.levels:
+            stored, norm = self._encode(level, np.asarray(activations[level.name]), rows)
+            columns[f"levels/{level.name}"] = stored
+            columns[f"norms/{level.name}"] = norm
+        for name, dtype in INDEX_DTYPES.items():
+            column = np.asarray(index[name])
+            if column.shape != (rows,):
+                raise ValueError(f"index {name!r} has shape {column.shape}: expected ({rows},).")
+            columns[f"index/{name}"] = column.astype(dtype, casting="same_kind")
+        return columns
+
     def write_shard(self, shard: int) -> int:
         """Gather one shard from the staged blocks, write it and return its rows (4.3).
 
@@ -187,6 +196,8 @@ class ActivationWriter(TableWriter[ActivationPlan]):
         """
         plan = self.plan
         size = plan.shard_size(shard)
+        if self.location.exists(f"receipts/{shard}.json"):
+            return size
         out = {column.path: column.empty(size) for column in plan.columns}
         row_bytes = plan.row_bytes + _WITHIN.itemsize
         header = _CUT.itemsize * (len(plan.shards) + 1)
@@ -209,10 +220,11 @@ class ActivationWriter(TableWriter[ActivationPlan]):
         return size
 
     def seal(self) -> str:
-        """Make the set visible, clear the staging area and return the content hash (4.5)."""
-        content = super().seal()
-        self.location.delete_folder("staging")
-        return content
+        """Clear the staging area, make the set visible and return its content hash (4.5)."""
+        if not self.missing_shards():
+            # Before the seal, so that a crash between the two leaves nothing behind for ever.
+            self.location.delete_folder("staging")
+        return super().seal()
 
     def _encode(self, level: LevelPlan, values: _Array, rows: int) -> tuple[_Array, _Array]:
         if values.shape != (rows, level.width):
@@ -248,6 +260,10 @@ class ActivationSet(SealedTable[ActivationPlan]):
     def read(self, level: str, start: int, stop: int) -> _Array:
         """Activations (stop − start, width) of a level; float16 or float32 (bfloat16 widened)."""
         return _to_readable(self.rows(f"levels/{level}", start, stop), self.plan.dtype)
+
+    def gather(self, level: str, pieces: Sequence[range]) -> _Array:
+        """Activations of a level as `read` gives them, piece after piece, all of one shard."""
+        return _to_readable(self.gather_rows(f"levels/{level}", pieces), self.plan.dtype)
 
     def norms(self, level: str, start: int, stop: int) -> npt.NDArray[np.float32]:
         """Euclidean norms (stop − start,) of a level's rows."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -15,6 +16,8 @@ __all__ = ["ActivationLoader", "kept_rows"]
 
 _Array = npt.NDArray[Any]
 _Batch = dict[str, _Array]
+# Windows read ahead, each by a thread of its own: one maps and copies while another checks.
+_AHEAD = 2
 
 
 class _Window(NamedTuple):
@@ -106,34 +109,35 @@ class ActivationLoader:
         """Yield batches: level → (batch_size, width), in the stored float type."""
         pending: list[_Batch] = []
         have = 0
-        with ThreadPoolExecutor(1) as pool:
-            for pieces in self._prefetched(pool):
-                for piece in pieces:
-                    size = len(piece[self._levels[0]])
-                    offset = 0
-                    while have + size - offset >= self._batch_size:
-                        stop = offset + self._batch_size - have
-                        pending.append({k: v[offset:stop] for k, v in piece.items()})
-                        yield _join(pending)
-                        pending, have, offset = [], 0, stop
-                    if offset < size:
-                        pending.append({k: v[offset:] for k, v in piece.items()})
-                        have += size - offset
+        with ThreadPoolExecutor(_AHEAD) as pool:
+            for rows in self._prefetched(pool):
+                size = len(rows[self._levels[0]])
+                offset = 0
+                while have + size - offset >= self._batch_size:
+                    stop = offset + self._batch_size - have
+                    pending.append({k: v[offset:stop] for k, v in rows.items()})
+                    yield _join(pending)
+                    pending, have, offset = [], 0, stop
+                if offset < size:
+                    pending.append({k: v[offset:] for k, v in rows.items()})
+                    have += size - offset
 
-    def _prefetched(self, pool: ThreadPoolExecutor) -> Iterator[list[_Batch]]:
+    def _prefetched(self, pool: ThreadPoolExecutor) -> Iterator[_Batch]:
         windows = self._order()
         skip = self._start * self._batch_size
         window, rng = next(windows)
         while skip >= window.kept:
             skip -= window.kept
             window, rng = next(windows)
-        ahead: Future[list[_Batch]] = pool.submit(self._read, window, rng, skip)
+        ahead = deque([pool.submit(self._read, window, rng, skip)])
         try:
             while True:
-                ready, ahead = ahead, pool.submit(self._read, *next(windows), 0)
-                yield ready.result()
+                while len(ahead) <= _AHEAD:
+                    ahead.append(pool.submit(self._read, *next(windows), 0))
+                yield ahead.popleft().result()
         finally:
-            ahead.cancel()
+            for future in ahead:
+                future.cancel()
 
     def _order(self) -> Iterator[tuple[_Window, np.random.Generator]]:
         epoch = 0
@@ -145,25 +149,17 @@ class ActivationLoader:
                 yield self._windows[i], np.random.Generator(np.random.Philox(key=key))
             epoch += 1
 
-    def _read(self, window: _Window, rng: np.random.Generator, skip: int) -> list[_Batch]:
+    def _read(self, window: _Window, rng: np.random.Generator, skip: int) -> _Batch:
         """Chunks of the window in a new order, without dropped rows and the first `skip` rows."""
         chunk = self._set.plan.chunk_rows
-        rows = {lv: self._set.read(lv, window.start, window.stop) for lv in self._levels}
-        kept = None
+        starts = window.start + chunk * rng.permutation(-(-(window.stop - window.start) // chunk))
+        pieces = [range(a, min(a + chunk, window.stop)) for a in starts.tolist()]
+        rows = {level: self._set.gather(level, pieces) for level in self._levels}
         if window.kept < window.stop - window.start:
             kept = kept_rows(self._set, self._max_norm, window.start, window.stop)
-        pieces: list[_Batch] = []
-        for c in rng.permutation(-(-(window.stop - window.start) // chunk)):
-            part = slice(c * chunk, (c + 1) * chunk)
-            chosen = part if kept is None else np.flatnonzero(kept[part]) + c * chunk
-            piece = {level: values[chosen] for level, values in rows.items()}
-            size = len(piece[self._levels[0]])
-            if skip >= size:
-                skip -= size
-                continue
-            pieces.append({level: values[skip:] for level, values in piece.items()})
-            skip = 0
-        return pieces
+            kept = np.concatenate([kept[p.start - window.start :][: len(p)] for p in pieces])
+            rows = {level: values[kept] for level, values in rows.items()}
+        return {level: values[skip:] for level, values in rows.items()}
 
     def _count(self, start: int, stop: int) -> int:
         if not self._max_norm:

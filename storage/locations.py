@@ -36,6 +36,8 @@ __all__ = ["AlreadyExists", "Location", "NotFound", "check_name"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _MAX_NAME = 128
+# How obstore's and Zarr's local stores name a file before they rename it.
+_PARTIAL = re.compile(r"#\d+$|\.partial$")
 _SCHEMES = ("file", "s3", "gs", "memory")
 _memory_stores: dict[str, MemoryStore] = {}
 
@@ -214,6 +216,17 @@ class Location:
         elif (root / prefix).exists():
             # Also what walk() does not show: empty folders, and parts left by a killed writer.
             shutil.rmtree(root / prefix)
+
+    def delete_partial(self) -> None:
+        """Remove what killed writers left on a disk of puts they had begun.
+
+        Must be called when nobody writes here any more; object stores keep no such parts.
+        """
+        root = self.local_path
+        if root is not None:
+            for path in root.rglob("*"):
+                if _PARTIAL.search(path.name) and path.is_file():
+                    path.unlink()
 
     def free_bytes(self) -> int | None:
         """Free space on the disk that holds this location; None where a store has no such bound."""

@@ -13,7 +13,8 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 
 import numpy as np
@@ -22,7 +23,9 @@ import zarr
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
 
+from storage.damage import CorruptMetadata, CorruptShard, NotSealed
 from storage.locations import AlreadyExists, Location
+from storage.mapped import copy_rows
 from storage.records import canonical_json, digest
 
 __all__ = [
@@ -36,27 +39,6 @@ __all__ = [
 ]
 
 _Array = npt.NDArray[Any]
-
-
-class NotSealed(FileNotFoundError):
-    """The table was never finished, so for a reader it does not exist."""
-
-
-class CorruptShard(OSError):
-    """A shard is missing, or its bytes are not those that were written."""
-
-    def __init__(self, array: str, shard: int, reason: str, url: str) -> None:
-        super().__init__(
-            f"{array!r} of shard {shard} in {url} is damaged ({reason}): "
-            f"run `strata doctor {url}` to re-make that shard."
-        )
-        self.array = array
-        self.shard = shard
-        self.reason = reason
-        self.url = url
-
-    def __reduce__(self) -> tuple[type[CorruptShard], tuple[str, int, str, str]]:
-        return (CorruptShard, (self.array, self.shard, self.reason, self.url))
 
 
 class Column(BaseModel):
@@ -116,6 +98,14 @@ class TablePlan(BaseModel):
     def columns(self) -> tuple[Column, ...]:
         """The arrays of the table."""
         raise NotImplementedError
+
+    def column(self, path: str) -> Column:
+        """The array of this path; raise KeyError if there is none."""
+        for column in self.columns:
+            if column.path == path:
+                return column
+        known = ", ".join(column.path for column in self.columns)
+        raise KeyError(f"array {path!r} is not one of {known}.")
 
     @property
     def shards(self) -> range:
@@ -236,17 +226,40 @@ class TableWriter(Generic[PlanT]):
         arrays : mapping of path to array (rows of the shard, …)
             One entry per column of the plan, in the column's dtype.
         """
+        self._store(shard, arrays)
+        sums = {path: array_sum(values) for path, values in arrays.items()}
+        self.location.put(f"receipts/{shard}.json", receipt(self.plan, shard, sums))
+
+    def remake(self, shard: int, arrays: Mapping[str, _Array]) -> None:
+        """Store arrays of a finished shard anew: all, or the damaged ones (protocol 4.5).
+
+        Arguments as for :meth:`write_rows`.
+
+        Raises
+        ------
+        ValueError
+            If an array is not the one that the receipt records; nothing is written then.
+        """
+        recorded = json.loads(self.location.get(f"receipts/{shard}.json"))["sha256"]
+        wrong = [path for path, values in arrays.items() if recorded[path] != array_sum(values)]
+        if wrong:
+            raise ValueError(
+                f"shard {shard} of {self.location.url} cannot be re-made: {wrong[0]!r} comes out "
+                "other than it was written; restore the model, the packages and the number of "
+                "threads that wrote it, or delete the folder and run again."
+            )
+        for path, values in arrays.items():
+            # Zarr would read the damaged shard before it writes a short one.
+            self.location.delete(shard_object(self.plan, path, shard))
+            self._store(shard, {path: values})
+
+    def _store(self, shard: int, arrays: Mapping[str, _Array]) -> None:
         start, size = shard * self.plan.shard_rows, self.plan.shard_size(shard)
-        sums: dict[str, str] = {}
         # Zarr leaves out chunks of zeros; then no reader could tell a zero from a missing shard.
         with zarr.config.set({"array.write_empty_chunks": True}):
             group = zarr.open_group((self.location / "rows").zarr_store(), mode="r+")
-            for column in self.plan.columns:
-                values = np.ascontiguousarray(arrays[column.path])
-                _array(group, column.path)[start : start + size] = values
-                sums[column.path] = digest(raw_bytes(values))
-        receipt = {"shard": shard, "rows": size, "sha256": sums}
-        self.location.put(f"receipts/{shard}.json", canonical_json(receipt))
+            for path, values in arrays.items():
+                _array(group, path)[start : start + size] = np.ascontiguousarray(values)
 
     def seal(self) -> str:
         """Make the table visible and return its content hash.
@@ -260,13 +273,10 @@ class TableWriter(Generic[PlanT]):
         if missing:
             raise ValueError(f"shard {missing[0]} and {len(missing) - 1} more are not written yet.")
         content = digest(self.location.get(f"receipts/{s}.json") for s in self.plan.shards)
-        sealed = {
-            "protocol": self.plan.protocol,
-            "fingerprint": self.plan.fingerprint,
-            "plan_sha256": digest(self.location.get("plan.json")),
-            "content_hash": content,
-        }
-        self.location.put("sealed.json", canonical_json(sealed))
+        self.location.delete_partial()
+        self.location.put(
+            "sealed.json", seal_record(self.plan, self.location.get("plan.json"), content)
+        )
         return content
 
 
@@ -298,15 +308,19 @@ class SealedTable(Generic[PlanT]):
     def __init__(self, location: Location) -> None:
         try:
             sealed = json.loads(location.get("sealed.json"))
+            plan_sha256, content_hash = sealed["plan_sha256"], sealed["content_hash"]
         except FileNotFoundError:
             raise NotSealed(f"{location.url} holds no finished table.") from None
+        except (ValueError, KeyError) as error:
+            raise CorruptMetadata("sealed.json", "not readable", location.url) from error
         plan = location.get("plan.json")
-        if digest(plan) != sealed["plan_sha256"]:
-            raise CorruptShard("plan.json", 0, "digest", location.url)
+        if digest(plan) != plan_sha256:
+            raise CorruptMetadata("plan.json", "digest", location.url)
         self.location = location
         self.plan = self.plan_type.model_validate_json(plan)  # type: ignore[assignment]
-        self.content_hash: str = sealed["content_hash"]
-        self._group: Any = None
+        self.content_hash: str = content_hash
+        self._lock = threading.Lock()
+        self._arrays: dict[str, Any] = {}
         self._seen: set[tuple[str, int]] = set()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -319,8 +333,17 @@ class SealedTable(Generic[PlanT]):
         return self.plan.n_rows
 
     def array(self, path: str) -> Any:
-        """The Zarr array below ``rows/``, for views such as Dask's."""
-        return _array(self._open(), path)
+        """The Zarr array below ``rows/``, for views such as Dask's.
+
+        Raises
+        ------
+        CorruptMetadata
+            If its metadata cannot be read, or do not describe what the plan says.
+        """
+        with self._lock:
+            if path not in self._arrays:
+                self._arrays[path] = self._open(self.plan.column(path))
+            return self._arrays[path]
 
     def rows(self, path: str, start: int, stop: int) -> _Array:
         """Rows ``[start, stop)`` of one array, as stored.
@@ -334,60 +357,83 @@ class SealedTable(Generic[PlanT]):
         """
         if not 0 <= start <= stop <= self.plan.n_rows:
             raise IndexError(f"rows {start} to {stop} are outside 0 to {self.plan.n_rows}.")
-        shards = [start_ // self.plan.shard_rows for start_, _ in self._pieces(start, stop)]
-        for shard in shards:
-            self._require(path, shard)
-        with _fast_codecs(self.location):
-            array = _array(self._open(), path)
-            try:
-                return np.asarray(array[start:stop])
-            except Exception as error:
-                shard = next((s for s in shards if not self._readable(array, s)), shards[0])
-                reason = (str(error) or type(error).__name__).splitlines()[0]
-                raise CorruptShard(path, shard, reason, self.location.url) from error
+        out = self.plan.column(path).empty(stop - start)
+        done = 0
+        for begin, end in self.plan.shard_bounds(range(start, stop)):
+            self._gather(path, [range(begin, end)], out[done : done + end - begin])
+            done += end - begin
+        return out
 
-    def damaged(self) -> list[CorruptShard]:
-        """Check every byte against its receipt and return what is wrong, one entry per array."""
-        found: list[CorruptShard] = []
-        for shard in self.plan.shards:
-            receipt = json.loads(self.location.get(f"receipts/{shard}.json"))
-            start = shard * self.plan.shard_rows
-            for path, expected in receipt["sha256"].items():
-                try:
-                    values = self.rows(path, start, start + receipt["rows"])
-                except CorruptShard as error:
-                    found.append(error)
-                    continue
-                if digest(raw_bytes(np.ascontiguousarray(values))) != expected:
-                    found.append(CorruptShard(path, shard, "digest", self.location.url))
-        return found
+    def gather_rows(self, path: str, pieces: Sequence[range]) -> _Array:
+        """Rows of one array, as stored, piece after piece; all pieces lie in the same shard.
 
-    def _open(self) -> Any:
-        if self._group is None:
-            with _fast_codecs(self.location):
-                store = (self.location / "rows").zarr_store(read_only=True)
-                self._group = zarr.open_group(store, mode="r")
-        return self._group
+        One pass over the shard, whatever the order of the pieces.
 
-    def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
-        return self.plan.shard_bounds(range(start, stop))
+        Raises
+        ------
+        CorruptShard
+            If the shard is missing or a checksum fails.
+        """
+        out = self.plan.column(path).empty(sum(map(len, pieces)))
+        self._gather(path, pieces, out)
+        return out
 
-    def _require(self, path: str, shard: int) -> None:
-        """Zarr reads a missing shard as zeros; ask once per shard whether it is there."""
-        if (path, shard) in self._seen:
-            return
-        tail = "/0" * (_array(self._open(), path).ndim - 1)
-        if not self.location.exists(f"rows/{path}/c/{shard}{tail}"):
-            raise CorruptShard(path, shard, "missing", self.location.url)
-        self._seen.add((path, shard))
-
-    def _readable(self, array: Any, shard: int) -> bool:
-        start = shard * self.plan.shard_rows
+    def _gather(self, path: str, pieces: Sequence[range], out: _Array) -> None:
+        plan = self.plan
+        shard = pieces[0].start // plan.shard_rows
+        first = shard * plan.shard_rows
+        folder = self.location.local_path
         try:
-            array[start : start + self.plan.shard_size(shard)]
-        except Exception:
-            return False
-        return True
+            if folder is not None and not self.plan.column(path).compressed:
+                copy_rows(
+                    folder / shard_object(plan, path, shard),
+                    [range(piece.start - first, piece.stop - first) for piece in pieces],
+                    out,
+                    chunk_rows=plan.chunk_rows,
+                    n_chunks=plan.shard_rows // plan.chunk_rows,
+                )
+                return
+            # Zarr reads a missing shard as zeros; ask once per shard whether it is there.
+            if (path, shard) not in self._seen:
+                if not self.location.exists(shard_object(plan, path, shard)):
+                    raise FileNotFoundError
+                self._seen.add((path, shard))
+            begin = min(piece.start for piece in pieces)
+            end = max(piece.stop for piece in pieces)
+            values = np.asarray(self.array(path)[begin:end])
+        except FileNotFoundError:
+            raise CorruptShard(path, shard, "missing", self.location.url) from None
+        except CorruptMetadata:
+            raise
+        except Exception as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise CorruptShard(path, shard, reason, self.location.url) from error
+        done = 0
+        for piece in pieces:
+            out[done : done + len(piece)] = values[piece.start - begin : piece.stop - begin]
+            done += len(piece)
+
+    def _open(self, column: Column) -> Any:
+        plan = self.plan
+        tail = () if column.width is None else (column.width,)
+        try:
+            # An array keeps the codec pipeline that was chosen when it was opened.
+            with _fast_codecs(self.location):
+                store = (self.location / "rows" / column.path).zarr_store(read_only=True)
+                array = zarr.open_array(store, mode="r")
+            found = (array.shape, array.dtype, array.shards, array.chunks)
+        except Exception as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise CorruptMetadata(column.path, reason, self.location.url) from error
+        expected = (
+            (plan.n_rows, *tail),
+            np.dtype(column.dtype),
+            (plan.shard_rows, *tail),
+            (plan.chunk_rows, *tail),
+        )
+        if found != expected:
+            raise CorruptMetadata(column.path, "not what was planned", self.location.url)
+        return array
 
 
 def open_table(location: Location) -> SealedTable[Any]:
@@ -406,6 +452,34 @@ def open_table(location: Location) -> SealedTable[Any]:
     except FileNotFoundError:
         raise NotSealed(f"{location.url} holds no finished table.") from None
     return CodeSet(location) if "activations" in plan else ActivationSet(location)
+
+
+def shard_object(plan: TablePlan, path: str, shard: int) -> str:
+    """Path in the table's folder of the object that holds a shard of an array."""
+    tail = "" if plan.column(path).width is None else "/0"
+    return f"rows/{path}/c/{shard}{tail}"
+
+
+def receipt(plan: TablePlan, shard: int, sums: Mapping[str, str]) -> bytes:
+    """The receipt of a shard whose arrays have these SHA-256 sums."""
+    return canonical_json({"shard": shard, "rows": plan.shard_size(shard), "sha256": dict(sums)})
+
+
+def seal_record(plan: TablePlan, plan_json: bytes, content_hash: str) -> bytes:
+    """What ``sealed.json`` holds."""
+    return canonical_json(
+        {
+            "protocol": plan.protocol,
+            "fingerprint": plan.fingerprint,
+            "plan_sha256": digest(plan_json),
+            "content_hash": content_hash,
+        }
+    )
+
+
+def array_sum(values: _Array) -> str:
+    """SHA-256 of an array's bytes."""
+    return digest(raw_bytes(np.ascontiguousarray(values)))
 
 
 def raw_bytes(array: _Array) -> memoryview:

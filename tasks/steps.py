@@ -24,6 +24,7 @@ from compute.settings import (
     RecoverSettings,
     ResourceSettings,
 )
+from storage.doctor import read_condemned
 from storage.locations import Location
 from storage.records import digest, fingerprint
 from storage.references import Reference, Step
@@ -55,7 +56,7 @@ def once(
     logger = get_run_logger()
     location = Reference.folder(Location(store), step, name)
     found = Reference.find(location)
-    if found is not None:
+    if found is not None and not read_condemned(location):
         logger.info("%s %s is there already", step, name)
         return found
     logger.info("%s %s begins", step, name)

@@ -71,10 +71,11 @@ class Rows:
 class ModelAdapter(ABC, Generic[Item]):
     """A loaded generative model that yields rows for items (contexts, prompts, images).
 
-    The same list of items gives the same bytes on one machine: batches are cut from the list in
-    its order, and nothing is drawn from global random state.
+    The same list of items gives the same bytes on one machine: batches of ``batch_size`` items are
+    cut from the list in its order, and nothing is drawn from global random state.
     """
 
+    batch_size: int
     levels: tuple[Level, ...]
     widths: dict[str, int]
 

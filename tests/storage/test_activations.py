@@ -17,6 +17,7 @@ from storage.activations import (
     LevelPlan,
     NotSealed,
 )
+from storage.doctor import find_damage
 from storage.locations import Location
 
 
@@ -189,12 +190,12 @@ def test_every_flipped_byte_is_found_and_named(location, dtype):
         bad[rng.integers(len(bad))] ^= 1 << int(rng.integers(8))
         location.put(name, bytes(bad))
         array, shard = name.removeprefix("rows/").split("/c/")
-        found = ActivationSet(location).damaged()
+        found = find_damage(ActivationSet(location))
         assert {(error.array, error.shard) for error in found} == {
             (array, int(shard.split("/")[0]))
         }
         location.put(name, good)
-    assert stored.damaged() == []
+    assert find_damage(stored) == []
 
 
 def test_a_missing_shard_is_not_zeros(location):

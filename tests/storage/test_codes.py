@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from storage.codes import CodeLevel, CodePlan, CodeSet, CodeWriter
+from storage.doctor import find_damage
 from storage.locations import Location
 from storage.tables import CorruptShard, NotSealed, open_table
 
@@ -73,7 +74,7 @@ def test_flipped_bytes_are_found(location):
         bad = bytearray(good)
         bad[int(rng.integers(len(bad)))] ^= 1
         location.put(name, bytes(bad))
-        assert CodeSet(location).damaged(), name
+        assert find_damage(CodeSet(location)), name
         location.put(name, good)
     location.delete(names[0])
     path = names[0].removeprefix("rows/").split("/c/")[0]
