@@ -2,6 +2,8 @@
 
 # No `from __future__ import annotations` here: Prefect resolves the flow's parameters where this
 # module's names are not to be had, so its annotations must be classes and not strings.
+from collections.abc import Iterator
+
 from prefect import flow
 
 from compute.cluster import disconnect
@@ -10,7 +12,10 @@ from storage.references import Reference, Step
 from tasks.publishing import publish
 from tasks.steps import check, encode, extract, learn, recover
 
-__all__ = ["build", "repair"]
+__all__ = ["STEPS", "build", "repair", "run_steps"]
+
+STEPS: tuple[Step, ...] = ("extract", "learn", "encode", "recover", "publish")
+"""The steps of a run, in order."""
 
 
 @flow(name="build", flow_run_name="build {recipe.name}", description=__doc__, log_prints=False)
@@ -28,8 +33,24 @@ def build(recipe: Recipe) -> dict[str, Reference]:
     dict of str to Reference
         One reference per step.
     """
+    return run_steps(recipe)
+
+
+def run_steps(recipe: Recipe, *, until: Step = "publish") -> dict[str, Reference]:
+    """Run the steps of a recipe inside a flow, up to the one named, and return their references.
+
+    Parameters
+    ----------
+    until : str
+        One of `STEPS`.
+    """
+    references: dict[str, Reference] = {}
     try:
-        return _steps(recipe)
+        for reference in _steps(recipe):
+            references[reference.step] = reference
+            if reference.step == until:
+                break
+        return references
     finally:
         disconnect()
 
@@ -37,20 +58,16 @@ def build(recipe: Recipe) -> dict[str, Reference]:
 @flow(name="repair", flow_run_name="repair {recipe.name}", log_prints=False)
 def repair(recipe: Recipe, last: Step) -> dict[str, Reference]:
     """Compute what `strata doctor` has condemned again, up to and with the step `last`."""
-    try:
-        return _steps(recipe, last)
-    finally:
-        disconnect()
+    return run_steps(recipe, until=last)
 
 
-def _steps(recipe: Recipe, last: Step = "publish") -> dict[str, Reference]:
+def _steps(recipe: Recipe) -> Iterator[Reference]:
     store, levels = recipe.store, recipe.levels
     check(store, recipe.model, recipe.inputs, levels, recipe.extract, recipe.learn)
     activations = extract(
         store, recipe.model, recipe.inputs, levels, recipe.extract, recipe.resources.extract
     )
-    if last == "extract":
-        return {"extract": activations}
+    yield activations
     dictionaries = learn(
         store,
         activations,
@@ -60,11 +77,12 @@ def _steps(recipe: Recipe, last: Step = "publish") -> dict[str, Reference]:
         recipe.learn,
         recipe.resources.learn,
     )
+    yield dictionaries
     codes = encode(store, activations, dictionaries, recipe.encode, recipe.resources.encode)
-    if last == "encode":
-        return {step.step: step for step in (activations, dictionaries, codes)}
+    yield codes
     graph = recover(store, activations, codes, recipe.recover, recipe.resources.recover)
-    artifact = publish(
+    yield graph
+    yield publish(
         store,
         recipe.name,
         recipe.title,
@@ -77,5 +95,3 @@ def _steps(recipe: Recipe, last: Step = "publish") -> dict[str, Reference]:
         codes,
         graph,
     )
-    steps = (activations, dictionaries, codes, graph, artifact)
-    return {step.step: step for step in steps}

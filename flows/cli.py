@@ -13,6 +13,7 @@ from rich.table import Table
 from flows.artifacts_command import artifacts
 from flows.doctor_command import doctor
 from flows.recipe import BadInput, Recipe, load_recipe, recipe_names
+from flows.stack_command import register as register_stack
 
 __all__ = ["app", "main"]
 
@@ -26,6 +27,8 @@ app = typer.Typer(
 )
 app.add_typer(artifacts, name="artifacts")
 app.command()(doctor)
+
+register_stack(app)
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)

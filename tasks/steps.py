@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from prefect import task
+from prefect import State, task
 from prefect.logging import get_run_logger
 
 from compute.cluster import Progress
@@ -37,6 +37,27 @@ __all__ = ["check", "encode", "extract", "learn", "recover"]
 LEARN_VERSION = 1
 ENCODE_VERSION = 1
 RECOVER_VERSION = 1
+
+
+def _may_pass(task: Any, run: Any, state: State[Any]) -> bool:
+    """Whether another try may end better: not where the input itself was refused."""
+    try:
+        state.result()
+    except (ValueError, TypeError, PermissionError):
+        return False
+    except Exception:
+        return True
+    return True
+
+
+RETRIES: dict[str, Any] = {
+    "retries": 2,
+    "retry_delay_seconds": [5, 30],
+    # Runs that failed together, as when a store is away, do not come back together.
+    "retry_jitter_factor": 0.5,
+    "retry_condition_fn": _may_pass,
+}
+"""How often a step is tried again. What its last try left is found and not done again."""
 
 _GRAPH_FILES = ("nodes.parquet", "edges.parquet")
 
@@ -89,7 +110,7 @@ def check(
     planning.check(store, model, inputs, levels, extract, learn)
 
 
-@task(name="extract", task_run_name="extract from {model.source}", retries=2, retry_delay_seconds=5)
+@task(name="extract", task_run_name="extract from {model.source}", **RETRIES)
 def extract(
     store: str,
     model: ModelSettings,
@@ -132,7 +153,7 @@ def extract(
     return once(store, "extract", name, "rows", work)
 
 
-@task(name="learn", retries=2, retry_delay_seconds=5)
+@task(name="learn", **RETRIES)
 def learn(
     store: str,
     activations: Reference,
@@ -169,7 +190,7 @@ def learn(
     return once(store, "learn", name, "steps", work)
 
 
-@task(name="encode", retries=2, retry_delay_seconds=5)
+@task(name="encode", **RETRIES)
 def encode(
     store: str,
     activations: Reference,
@@ -199,7 +220,7 @@ def encode(
     return once(store, "encode", name, "rows", work)
 
 
-@task(name="recover", retries=2, retry_delay_seconds=5)
+@task(name="recover", **RETRIES)
 def recover(
     store: str,
     activations: Reference,

@@ -1,0 +1,140 @@
+"""Every flow as a Prefect deployment, with a form, tags, a schedule and a limit of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flows.recipe import BadInput, load_recipe
+
+__all__ = ["DEPLOYMENTS", "WORK_POOL", "Deployed", "deploy"]
+
+WORK_POOL = "strata"
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """One deployment: a flow by its module and name, and how it is run.
+
+    Attributes
+    ----------
+    entrypoint : str
+        ``module.flow``; where the code is installed, a worker imports it from there.
+    nightly : bool
+        Whether it has the schedule.
+    alone : bool
+        Whether a second run waits until the first has ended.
+    """
+
+    entrypoint: str
+    tags: Sequence[str]
+    nightly: bool = False
+    alone: bool = True
+
+    @property
+    def name(self) -> str:
+        """Name of the flow, and of its deployment."""
+        return str(self.flow.name)
+
+    @property
+    def flow(self) -> Any:
+        """The flow itself."""
+        from importlib import import_module
+
+        module, _, name = self.entrypoint.rpartition(".")
+        return getattr(import_module(module), name)
+
+
+DEPLOYMENTS = (
+    Deployed("flows.nightly.nightly", ("strata", "nightly"), nightly=True),
+    Deployed("flows.build.build", ("strata",)),
+    Deployed("flows.stages.extract", ("strata", "stage")),
+    Deployed("flows.stages.learn", ("strata", "stage")),
+    Deployed("flows.stages.recover", ("strata", "stage")),
+)
+
+
+def deploy(
+    *,
+    work_pool: str = WORK_POOL,
+    cron: str = "0 3 * * *",
+    timezone: str = "UTC",
+    store: str | None = None,
+    recipe: str = "smollm2",
+) -> list[str]:
+    """Register every deployment with the Prefect server that ``PREFECT_API_URL`` names.
+
+    The work pool is made, of type ``process``, if there is none of that name. A deployment that is
+    there already is replaced.
+
+    Parameters
+    ----------
+    work_pool : str
+    cron, timezone : str
+        When the nightly flow runs.
+    store : str, optional
+        Where results lie; by default what the worker's ``STRATA_STORE`` says.
+    recipe : str
+        What the nightly flow runs, and what the other forms begin with: the name of a recipe, or a
+        file on the machine of the workers.
+
+    Returns
+    -------
+    list of str
+        Full names, such as ``nightly/nightly``.
+
+    Raises
+    ------
+    BadInput
+        If the schedule or the time zone is not one, or the recipe is not valid.
+    """
+    chosen = load_recipe(recipe, [f"store={store}"] if store else [])
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.client.schemas.schedules import CronSchedule
+    from prefect.exceptions import ObjectNotFound
+
+    try:
+        schedule = CronSchedule(cron=cron, timezone=timezone)
+    except ValueError as error:
+        raise BadInput(
+            f"schedule {cron!r} in {timezone!r} is not valid: give five cron fields and a time "
+            "zone such as Europe/Berlin."
+        ) from error
+    with get_client(sync_client=True) as client:
+        try:
+            client.read_work_pool(work_pool)
+        except ObjectNotFound:
+            client.create_work_pool(WorkPoolCreate(name=work_pool, type="process"))
+    own = recipe.endswith((".yaml", ".yml"))
+    named = {"recipe_file": str(Path(recipe).resolve())} if own else {"recipe": recipe}
+    forms = {
+        "night": named | ({"store": store} if store else {}),
+        "recipe": chosen.model_dump(mode="json"),
+    }
+    names = []
+    for deployed in DEPLOYMENTS:
+        made = _deployment(deployed, schedule if deployed.nightly else None, forms)
+        made.apply(work_pool_name=work_pool)
+        names.append(f"{made.flow_name}/{made.name}")
+    return names
+
+
+def _deployment(deployed: Deployed, schedule: Any, forms: dict[str, Any]) -> Any:
+    from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
+    from prefect.types.entrypoint import EntrypointType
+
+    taken = deployed.flow.parameters.properties
+    parameters = {name: form for name, form in forms.items() if name in taken}
+    # The second of two runs waits: both have work to do, and one model at a time fits the machine.
+    limit = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.ENQUEUE)
+    return deployed.flow.to_deployment(
+        name=deployed.name,
+        parameters=parameters,
+        schedules=[schedule] if schedule is not None else [],
+        concurrency_limit=limit if deployed.alone else None,
+        tags=list(deployed.tags),
+        entrypoint_type=EntrypointType.MODULE_PATH,
+    )
