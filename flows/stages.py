@@ -6,7 +6,7 @@ What they compute is what the whole run finds later, since every step is known b
 # No `from __future__ import annotations`: see flows/build.py.
 from prefect import flow
 
-from flows.build import STEPS, run_steps
+from flows.build import run_steps
 from flows.recipe import Recipe
 from storage.references import Reference
 
@@ -26,7 +26,7 @@ def extract(recipe: Recipe) -> dict[str, Reference]:
     recipe : Recipe
         The whole run; only what extraction needs is used.
     """
-    return run_steps(recipe, until=STEPS[0])
+    return run_steps(recipe, until="extract")
 
 
 @flow(
@@ -42,7 +42,7 @@ def learn(recipe: Recipe) -> dict[str, Reference]:
     recipe : Recipe
         The whole run; what follows learning is not used.
     """
-    return run_steps(recipe, until=STEPS[1])
+    return run_steps(recipe, until="learn")
 
 
 @flow(
@@ -58,4 +58,4 @@ def recover(recipe: Recipe) -> dict[str, Reference]:
     recipe : Recipe
         The whole run.
     """
-    return run_steps(recipe, until=STEPS[3])
+    return run_steps(recipe, until="recover")
