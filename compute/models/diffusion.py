@@ -242,18 +242,7 @@ class DiffusionModel(ModelAdapter[Prompt | Image]):
     def _generate(
         self, prompts: Sequence[Prompt]
     ) -> tuple[dict[str, torch.Tensor], dict[int, NDArray[np.uint8]]]:
-        arguments: dict[str, Any] = {
-            "num_inference_steps": self.steps,
-            "generator": [torch.Generator("cpu").manual_seed(item.seed) for item in prompts],
-            "output_type": "np" if self.keep_pictures else "latent",
-        }
-        if hasattr(self.pipeline, "encode_prompt"):
-            side = self.denoiser.size * self.pipeline.vae_scale_factor
-            arguments |= {"prompt": [p.text for p in prompts], "height": side, "width": side}
-            if self.guidance is not None:
-                arguments["guidance_scale"] = self.guidance
-        else:
-            arguments |= {"batch_size": len(prompts), "output_type": "np"}
+        arguments = self.drawing(prompts, "np" if self.keep_pictures else "latent")
         trajectory = _Trajectory(self, len(prompts))
         drawn: dict[int, NDArray[np.uint8]] = {}
         with trajectory, suppress(StopForward):
@@ -262,10 +251,42 @@ class DiffusionModel(ModelAdapter[Prompt | Image]):
                 drawn = {p.sample: _bytes(x) for p, x in zip(prompts, finished, strict=True)}
         return trajectory.rows, drawn
 
+    def drawing(self, prompts: Sequence[Prompt], output_type: str = "np") -> dict[str, Any]:
+        """Return the arguments with which the pipeline draws prompts, each from its own noise."""
+        arguments: dict[str, Any] = {
+            "num_inference_steps": self.steps,
+            "generator": [torch.Generator("cpu").manual_seed(item.seed) for item in prompts],
+            "output_type": output_type,
+        }
+        if not hasattr(self.pipeline, "encode_prompt"):
+            return arguments | {"batch_size": len(prompts), "output_type": "np"}
+        side = self.denoiser.size * self.pipeline.vae_scale_factor
+        arguments |= {"prompt": [p.text for p in prompts], "height": side, "width": side}
+        if self.guidance is not None:
+            arguments["guidance_scale"] = self.guidance
+        return arguments
+
+    @torch.inference_mode()
+    def clean_latents(self, items: Sequence[Prompt | Image]) -> torch.Tensor:
+        """Return latents ``(b, c, h, w)`` without noise: of pictures, or drawn from prompts.
+
+        Raises
+        ------
+        ValueError : an image has the wrong size.
+        """
+        images = [item for item in items if isinstance(item, Image)]
+        if images:
+            return self._encode(images)
+        prompts = [item for item in items if isinstance(item, Prompt)]
+        drawn = self.pipeline(**self.drawing(prompts, "latent")).images
+        if isinstance(drawn, torch.Tensor):
+            return drawn.to(self.dtype)
+        return torch.stack([_pixels(x) for x in drawn]).to(self.device, self.dtype)
+
     @torch.inference_mode()
     def _noise(self, images: Sequence[Image]) -> dict[str, torch.Tensor]:
         clean = self._encode(images)
-        noise = torch.cat([_noise_of(item.seed, clean.shape[1:]) for item in images]).to(clean)
+        noise = torch.cat([noise_of(item.seed, clean.shape[1:]) for item in images]).to(clean)
         condition = self.denoiser.condition(self.pipeline, [item.text for item in images])
         rows: dict[str, torch.Tensor] = {}
         for timestep in sorted(
@@ -388,7 +409,8 @@ def _bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
     return np.asarray(np.rint(np.clip(values, 0, 1) * 255), dtype=np.uint8)
 
 
-def _noise_of(seed: int, shape: Sequence[int]) -> torch.Tensor:
+def noise_of(seed: int, shape: Sequence[int]) -> torch.Tensor:
+    """Return the noise ``(1, *shape)`` of a seed, drawn on the CPU."""
     return torch.randn((1, *shape), generator=torch.Generator("cpu").manual_seed(seed))
 
 

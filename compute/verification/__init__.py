@@ -1,0 +1,21 @@
+"""Verification: edges of the graph tested by intervention in the running model.
+
+``verify_edges`` measures what setting a part does to its wholes; ``faithfulness`` asks how much of
+the model's own output the graph's circuits carry. `Bench.of` puts a model on the bench.
+"""
+
+from compute.verification.bench import Bench, Pool
+from compute.verification.effects import Verification, verify_edges
+from compute.verification.faithfulness import Faithfulness, faithfulness
+from compute.verification.nulls import correlation_edges, shuffled_edges
+
+__all__ = [
+    "Bench",
+    "Faithfulness",
+    "Pool",
+    "Verification",
+    "correlation_edges",
+    "faithfulness",
+    "shuffled_edges",
+    "verify_edges",
+]

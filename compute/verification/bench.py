@@ -1,0 +1,337 @@
+"""A model on the bench: run on a pool of samples as it is, and again with its codes changed."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix, vstack
+from torch import Tensor
+
+from compute.dictionaries import Dictionary
+from compute.models.diffusion import DiffusionModel
+from compute.models.hooks import StopForward
+from compute.models.language import Context, LanguageModel
+from compute.steering.levels import ConceptLevel, concept_levels, find_level, moved
+from compute.steering.places import Moment, Rows, Target
+from compute.steering.running import Change, Intervention, Interventions
+
+__all__ = ["Bench", "LanguageBench", "Pool", "Replace"]
+
+# Rows with a norm of so many medians (attention sinks) are no data; the dictionaries were fitted
+# without them.
+_OUTLIER = 10.0
+
+
+@dataclass(frozen=True)
+class Pool:
+    """What the model does with the samples when nothing is changed.
+
+    Attributes
+    ----------
+    codes : level number → sparse codes ``(n_items · n_positions, n_concepts)``, item by item.
+    kept : ``(n_items · n_positions,)`` whether a row is data: no padding, no attention sink.
+    n_items, n_positions : samples, and rows of each.
+    """
+
+    codes: Mapping[int, Any]
+    kept: NDArray[np.bool_]
+    n_items: int
+    n_positions: int
+    _columns: dict[int, Any] = field(default_factory=dict, repr=False)
+
+    def active_items(self, level: int, concept: int) -> NDArray[np.int64]:
+        """Samples with a row of data in which the concept is active."""
+        column = self.columns(level)[:, [concept]]
+        rows = column.indices[: column.indptr[1]]
+        return np.unique(rows[self.kept[rows]] // self.n_positions)
+
+    def columns(self, level: int) -> Any:
+        """Codes of a level by column."""
+        if level not in self._columns:
+            self._columns[level] = self.codes[level].tocsc()
+        return self._columns[level]
+
+    def code(self, level: int, concept: int, items: NDArray[np.int64]) -> NDArray[np.float32]:
+        """A concept's codes in some samples, ``(len(items), n_positions)``."""
+        column = self.columns(level)[:, [concept]].toarray().reshape(self.n_items, -1)
+        return np.asarray(column[items], dtype=np.float32)
+
+
+class Replace:
+    """Replaces codes at one place: ``new(codes) − codes`` on the decoder, row by row.
+
+    Parameters
+    ----------
+    change : ``(b, p, n)`` is too much to hold, so a callable of the dense codes ``(r, n)`` of the
+        pass that returns the new ones.
+    """
+
+    def __init__(self, dictionary: Dictionary, change: Any) -> None:
+        self._dictionary = dictionary
+        self._change = change
+
+    def __call__(self, rows: Rows, moment: Moment) -> Change:
+        """Return the change of every row."""
+        x = rows.values.reshape(-1, rows.values.shape[-1]).float()
+        codes = self._dictionary.encode(x)
+        delta = (self._change(codes) - codes) @ self._dictionary.W_dec
+        return Change(torch.arange(len(x), device=x.device), delta)
+
+
+class Bench(ABC):
+    """A model, its levels, and a pool of samples."""
+
+    def __init__(self, target: Target, levels: Sequence[ConceptLevel], batch_size: int) -> None:
+        self.target = target
+        self.levels = tuple(levels)
+        self.batch_size = batch_size
+        self._pool: Pool | None = None
+
+    @classmethod
+    def of(
+        cls, adapter: Any, artifact: Any, items: Sequence[Any], *, batch_size: int | None = None
+    ) -> Bench:
+        """Put an adapter's model and samples on the bench.
+
+        Parameters
+        ----------
+        adapter : `LanguageModel` or `DiffusionModel`.
+        artifact : a loaded artifact, or levels.
+        items : contexts, prompts or pictures, as the adapter extracts them.
+
+        Raises
+        ------
+        ValueError : there is no sample, or the adapter is of another kind.
+        """
+        target = Target.of(adapter, guided=False)
+        levels = moved(concept_levels(artifact), target.device)
+        if not items:
+            raise ValueError("items is empty: verification needs samples to run the model on")
+        if isinstance(adapter, LanguageModel):
+            return LanguageBench(adapter, target, levels, items, batch_size or 16)
+        if isinstance(adapter, DiffusionModel):
+            from compute.verification.pictures import DiffusionBench
+
+            return DiffusionBench(adapter, target, levels, items, batch_size or 32)
+        raise ValueError(
+            f"adapter is a {type(adapter).__name__}: give a LanguageModel or a DiffusionModel"
+        )
+
+    @property
+    @abstractmethod
+    def n_items(self) -> int:
+        """Number of samples."""
+
+    @abstractmethod
+    def read(self, items: NDArray[np.int64]) -> dict[int, Tensor]:
+        """Return level → activations ``(b, p, d)`` of samples as they are."""
+
+    @abstractmethod
+    def data_rows(self, items: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return ``(b, p)``: which rows are no padding."""
+
+    @abstractmethod
+    def intervene(
+        self,
+        items: NDArray[np.int64],
+        part: int,
+        concepts: NDArray[np.int64],
+        changes: NDArray[np.float32],
+        whole: int,
+    ) -> Tensor:
+        """Run samples with one code changed in each, and return what another level becomes.
+
+        Parameters
+        ----------
+        items : ``(b,)`` samples; one may come several times.
+        part, whole : numbers of the levels that are changed and read.
+        concepts : ``(b,)`` which concept's code is changed in each.
+        changes : ``(b, p)`` what is added to that code in each row.
+
+        Returns
+        -------
+        Activations ``(b, p, d)`` of the level ``whole``.
+        """
+
+    @abstractmethod
+    def score(
+        self, items: NDArray[np.int64], change: Mapping[int, Any] | None
+    ) -> NDArray[np.float64]:
+        """Return, per sample, how well the model keeps to its own output when codes are replaced.
+
+        Parameters
+        ----------
+        change : level → callable of the dense codes ``(b · p, n)`` that returns the new ones; None
+            runs the model as it is.
+
+        Returns
+        -------
+        ``(b,)``; larger is better, and no replacement gives the most on average.
+        """
+
+    def level(self, number: int) -> ConceptLevel:
+        """Return a level by number."""
+        return find_level(self.levels, number)
+
+    @property
+    def pool(self) -> Pool:
+        """What the model does when nothing is changed; run once."""
+        if self._pool is None:
+            self._pool = self._run_pool()
+        return self._pool
+
+    def batches(self) -> list[NDArray[np.int64]]:
+        """All samples in batches."""
+        order = np.arange(self.n_items)
+        return [order[i : i + self.batch_size] for i in range(0, self.n_items, self.batch_size)]
+
+    def _run_pool(self) -> Pool:
+        codes: dict[int, list[Any]] = {level.level: [] for level in self.levels}
+        norms: dict[int, list[NDArray[np.float32]]] = {level.level: [] for level in self.levels}
+        data = []
+        positions = 0
+        for batch in self.batches():
+            data.append(self.data_rows(batch))
+            for number, x in self.read(batch).items():
+                positions = x.shape[1]
+                rows = x.reshape(-1, x.shape[-1]).float()
+                norms[number].append(torch.linalg.vector_norm(rows, dim=1).cpu().numpy())
+                codes[number].append(_sparse(self.level(number).dictionary, rows))
+        kept = np.concatenate([rows.reshape(-1) for rows in data])
+        for chunks in norms.values():
+            lengths = np.concatenate(chunks)
+            kept &= lengths <= _OUTLIER * np.median(lengths[kept])
+        stacked = {number: vstack(chunks).tocsr() for number, chunks in codes.items()}
+        return Pool(stacked, kept, self.n_items, positions)
+
+
+class LanguageBench(Bench):
+    """A language model on windows of tokens; a pass ends at the last level that is read."""
+
+    def __init__(
+        self,
+        adapter: LanguageModel,
+        target: Target,
+        levels: Sequence[ConceptLevel],
+        items: Sequence[Context],
+        batch_size: int,
+    ) -> None:
+        super().__init__(target, levels, batch_size)
+        lead = [] if adapter.bos is None else [adapter.bos]
+        width = max(len(item.tokens) for item in items) + len(lead)
+        self._ids = np.full((len(items), width), adapter.facts.pad_token, dtype=np.int64)
+        self._real = np.zeros((len(items), width), dtype=bool)
+        special = np.array(sorted(adapter.facts.special_tokens), dtype=np.int64)
+        for row, item in enumerate(items):
+            tokens = np.asarray(item.tokens, dtype=np.int64)
+            end = len(lead) + len(tokens)
+            self._ids[row, :end] = [*lead, *tokens]
+            self._real[row, len(lead) : end] = ~np.isin(tokens, special)
+        self._model = adapter.model
+        self._decoder: Any = adapter.model.base_model
+
+    @property
+    def n_items(self) -> int:
+        """Number of windows."""
+        return len(self._ids)
+
+    def data_rows(self, items: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Tokens that are neither special nor padding."""
+        return self._real[items]
+
+    @torch.inference_mode()
+    def read(self, items: NDArray[np.int64]) -> dict[int, Tensor]:
+        """One pass up to the highest level."""
+        seen: dict[int, Tensor] = {}
+        enough = len(self.levels)
+        probes = [(lv.hookpoint, _Keep(seen, lv.level, enough)) for lv in self.levels]
+        with Interventions(self.target, (), probes), suppress(StopForward):
+            self._decoder(input_ids=self._tokens(items), use_cache=False)
+        return {level.level: seen[level.level] for level in self.levels}
+
+    @torch.inference_mode()
+    def intervene(
+        self,
+        items: NDArray[np.int64],
+        part: int,
+        concepts: NDArray[np.int64],
+        changes: NDArray[np.float32],
+        whole: int,
+    ) -> Tensor:
+        """One pass in which the part's level is changed and the whole's is read."""
+        lower, upper = self.level(part), self.level(whole)
+        seen: dict[int, Tensor] = {}
+        act = _Add(lower.dictionary, concepts, changes)
+        with (
+            Interventions(
+                self.target, [(lower.hookpoint, act)], [(upper.hookpoint, _Keep(seen, whole, 1))]
+            ),
+            suppress(StopForward),
+        ):
+            self._decoder(input_ids=self._tokens(items), use_cache=False)
+        return seen[whole]
+
+    @torch.inference_mode()
+    def score(
+        self, items: NDArray[np.int64], change: Mapping[int, Any] | None
+    ) -> NDArray[np.float64]:
+        """Mean log-probability of the tokens that the model itself finds likeliest."""
+        tokens = self._tokens(items)
+        real = torch.from_numpy(self._real[items]).to(tokens.device)
+        own = self._model(input_ids=tokens, use_cache=False).logits.argmax(-1)
+        work: list[tuple[str, Intervention]] = [
+            (self.level(number).hookpoint, Replace(self.level(number).dictionary, act))
+            for number, act in (change or {}).items()
+        ]
+        with Interventions(self.target, work):
+            logits = self._model(input_ids=tokens, use_cache=False).logits.float()
+        chosen = logits.log_softmax(-1).gather(-1, own[..., None])[..., 0] * real
+        return np.asarray((chosen.sum(1) / real.sum(1).clamp_min(1)).double().cpu().numpy())
+
+    def _tokens(self, items: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(self._ids[items]).to(self.target.device)
+
+
+class _Keep:
+    """Keeps what a place gives; ends the pass once enough places are kept."""
+
+    def __init__(self, seen: dict[int, Tensor], level: int, enough: int) -> None:
+        self._seen, self._level, self._enough = seen, level, enough
+
+    def __call__(self, rows: Rows, moment: Moment) -> None:
+        self._seen[self._level] = rows.values.clone()
+        if len(self._seen) == self._enough:
+            raise StopForward
+
+
+class _Add:
+    """Adds to one concept's code in every sample of the batch."""
+
+    def __init__(
+        self,
+        dictionary: Dictionary,
+        concepts: NDArray[np.int64],
+        changes: NDArray[np.float32],
+    ) -> None:
+        where = torch.from_numpy(concepts).to(dictionary.device)
+        self._directions = dictionary.W_dec[where]
+        self._changes = torch.from_numpy(changes).to(dictionary.device)
+
+    def __call__(self, rows: Rows, moment: Moment) -> Change | None:
+        item, position = self._changes.nonzero(as_tuple=True)
+        delta = self._changes[item, position][:, None] * self._directions[item]
+        return Change(item * self._changes.shape[1] + position, delta)
+
+
+def _sparse(dictionary: Dictionary, rows: Tensor) -> Any:
+    chunks = [
+        csr_matrix(dictionary.encode(chunk).cpu().numpy()) for chunk in torch.split(rows, 1024)
+    ]
+    return vstack(chunks).tocsr()

@@ -1,0 +1,229 @@
+"""A diffusion model on the bench: parts are changed in a denoising run, wholes read off its end.
+
+Levels at different timesteps are never computed in one pass, and the generator runs from the
+noisy, high levels to the clean, low ones: against the arrows of the selection model, whose wholes
+are effects of their parts. What a changed part does to a whole is therefore measured through the
+picture. The sample is noised to the part's timestep and denoised to its end in a few DDIM steps,
+with the part's code changed at the steps of its level; the picture that comes out is noised to the
+whole's timestep, with the noise that belongs to the sample, and the whole's code is read there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from compute.dictionaries import Dictionary
+from compute.models.denoisers import Flux
+from compute.models.diffusion import DiffusionModel, Image, Prompt, noise_of
+from compute.models.hooks import stream_out
+from compute.models.patches import Grid, align, feature_map
+from compute.steering.editing import nearest_timestep
+from compute.steering.levels import ConceptLevel
+from compute.steering.places import Moment, Rows, Target
+from compute.steering.running import Change, Intervention, Interventions
+from compute.verification.bench import Bench
+
+__all__ = ["DiffusionBench"]
+
+_STEPS = 4
+
+
+class DiffusionBench(Bench):
+    """A pipeline on clean latents: those of pictures, or of drawings it made of prompts."""
+
+    def __init__(
+        self,
+        adapter: DiffusionModel,
+        target: Target,
+        levels: Sequence[ConceptLevel],
+        items: Sequence[Prompt | Image],
+        batch_size: int,
+    ) -> None:
+        super().__init__(target, levels, batch_size)
+        if isinstance(adapter.denoiser, Flux):
+            raise ValueError(
+                "Flux packs its latents, which verification does not undo: choose another pipeline"
+            )
+        missing = [level.name for level in levels if level.timestep is None]
+        if missing:
+            raise ValueError(f"level {missing[0]!r} has no timestep: it cannot be read")
+        self._adapter = adapter
+        self._texts = [item.text for item in items]
+        chunks = [
+            adapter.clean_latents(items[i : i + batch_size])
+            for i in range(0, len(items), batch_size)
+        ]
+        self._clean = torch.cat(chunks)
+        shape = self._clean.shape[1:]
+        # Another noise than that from which a drawing came: a fresh look at the picture.
+        self._noise = torch.cat([noise_of(item.seed + 1, shape) for item in items]).to(self._clean)
+        self._timesteps = sorted({int(level.timestep or 0) for level in levels})
+
+    @property
+    def n_items(self) -> int:
+        """Number of pictures."""
+        return len(self._clean)
+
+    def data_rows(self, items: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Every patch is data."""
+        grid = self._adapter.grid
+        return np.ones((len(items), grid.height * grid.width), dtype=bool)
+
+    @torch.inference_mode()
+    def read(self, items: NDArray[np.int64]) -> dict[int, Tensor]:
+        """One pass per timestep."""
+        clean = self._clean[items]
+        return {level.level: self._look(items, clean, level) for level in self.levels}
+
+    @torch.inference_mode()
+    def intervene(
+        self,
+        items: NDArray[np.int64],
+        part: int,
+        concepts: NDArray[np.int64],
+        changes: NDArray[np.float32],
+        whole: int,
+    ) -> Tensor:
+        """A short denoising run with the part changed, and a look at its picture."""
+        lower = self.level(part)
+        act = _Paint(lower.dictionary, concepts, changes, self._adapter.grid)
+        own = int(lower.timestep or 0)
+        times = np.unique(np.linspace(own, 0, _STEPS, endpoint=False).astype(int))[::-1]
+        latents = self._noisy(items, self._clean[items], own)
+        clean = latents
+        for step, time in enumerate(times.tolist()):
+            due = nearest_timestep(self._timesteps, time) == own
+            work: list[tuple[str, Intervention]] = [(lower.hookpoint, act)] if due else []
+            with Interventions(self.target, work):
+                output = self._denoise(items, latents, time)
+            clean, noise = self._split(latents, output, time)
+            if step + 1 < len(times):
+                latents = self._mix(clean, noise, int(times[step + 1]))
+        return self._look(items, clean, self.level(whole))
+
+    @torch.inference_mode()
+    def score(
+        self, items: NDArray[np.int64], change: Mapping[int, Any] | None
+    ) -> NDArray[np.float64]:
+        """Minus the mean squared error against the model's own prediction, over the levels."""
+        total = torch.zeros(len(items), dtype=torch.float64)
+        for number, act in (change or {}).items():
+            level = self.level(number)
+            time = int(level.timestep or 0)
+            latents = self._noisy(items, self._clean[items], time)
+            own = self._denoise(items, latents, time)
+            work = [(level.hookpoint, _ReplaceOnGrid(level.dictionary, act, self._adapter.grid))]
+            with Interventions(self.target, work):
+                changed = self._denoise(items, latents, time)
+            error = (changed - own).float().square().flatten(1).mean(1)
+            total -= (error / own.float().square().flatten(1).mean(1)).double().cpu()
+        return total.numpy()
+
+    def _look(self, items: NDArray[np.int64], clean: Tensor, level: ConceptLevel) -> Tensor:
+        """Return a level's activations of clean latents, ``(b, grid, d)``."""
+        seen: list[Tensor] = []
+
+        def probe(rows: Rows, moment: Moment) -> None:
+            maps = feature_map(rows.tensor, level.hookpoint)
+            seen.append(align(maps, self._adapter.grid).reshape(len(items), -1, maps.shape[1]))
+
+        with Interventions(self.target, (), [(level.hookpoint, probe)]):
+            time = int(level.timestep or 0)
+            self._denoise(items, self._noisy(items, clean, time), time)
+        return seen[0]
+
+    def _noisy(self, items: NDArray[np.int64], clean: Tensor, time: int) -> Tensor:
+        return self._mix(clean, self._noise[items], time)
+
+    def _mix(self, clean: Tensor, noise: Tensor, time: int) -> Tensor:
+        scheduler = self._adapter.pipeline.scheduler
+        return self._adapter.denoiser.add_noise(scheduler, clean, noise, time)
+
+    def _denoise(self, items: NDArray[np.int64], latents: Tensor, time: int) -> Tensor:
+        """Run the network once on the conditional half alone, and return its output."""
+        outputs: list[Tensor] = []
+
+        def keep(module: nn.Module, args: Any, output: Any) -> None:
+            outputs.append(stream_out(output))
+
+        denoiser = self._adapter.denoiser
+        condition = denoiser.condition(self._adapter.pipeline, [self._texts[i] for i in items])
+        handle = self.target.root.register_forward_hook(keep)
+        try:
+            denoiser.run(latents, time, condition)
+        finally:
+            handle.remove()
+        return outputs[0]
+
+    def _split(self, latents: Tensor, output: Tensor, time: int) -> tuple[Tensor, Tensor]:
+        """Return the clean latents and the noise that the network's output says there are.
+
+        Raises
+        ------
+        ValueError : the pipeline predicts something that is not known here.
+        """
+        scheduler = self._adapter.pipeline.scheduler
+        if "alphas_cumprod" not in vars(scheduler):
+            share = time / scheduler.config.num_train_timesteps
+            return latents - share * output, latents + (1 - share) * output
+        kept = float(scheduler.alphas_cumprod[time])
+        signal, noise = kept**0.5, (1 - kept) ** 0.5
+        kind = scheduler.config.prediction_type
+        if kind == "epsilon":
+            return (latents - noise * output) / signal, output
+        if kind == "v_prediction":
+            return signal * latents - noise * output, noise * latents + signal * output
+        if kind == "sample":
+            return output, (latents - signal * output) / noise
+        raise ValueError(f"prediction_type {kind!r} of the scheduler is not known")
+
+
+class _Paint:
+    """Adds to one concept's code in the patches of every sample of the batch."""
+
+    def __init__(
+        self,
+        dictionary: Dictionary,
+        concepts: NDArray[np.int64],
+        changes: NDArray[np.float32],
+        grid: Grid,
+    ) -> None:
+        where = torch.from_numpy(concepts).to(dictionary.device)
+        self._directions = dictionary.W_dec[where]
+        maps = torch.from_numpy(changes).to(dictionary.device)
+        self._maps = maps.reshape(len(maps), 1, grid.height, grid.width)
+
+    def __call__(self, rows: Rows, moment: Moment) -> Change | None:
+        values = _to_grid(self._maps, rows)
+        item, position = values.nonzero(as_tuple=True)
+        delta = values[item, position][:, None] * self._directions[item]
+        return Change(item * values.shape[1] + position, delta)
+
+
+class _ReplaceOnGrid:
+    """Replaces codes on the patches on which the dictionary was learnt."""
+
+    def __init__(self, dictionary: Dictionary, change: Any, grid: Grid) -> None:
+        self._dictionary, self._change, self._grid = dictionary, change, grid
+
+    def __call__(self, rows: Rows, moment: Moment) -> Change | None:
+        maps = feature_map(rows.tensor, "level").float()
+        codes = self._dictionary.encode(align(maps, self._grid))
+        delta = (self._change(codes) - codes) @ self._dictionary.W_dec
+        batch, width = maps.shape[:2]
+        painted = delta.reshape(batch, self._grid.height, self._grid.width, width)
+        painted = functional.interpolate(painted.permute(0, 3, 1, 2), size=tuple(maps.shape[-2:]))
+        flat = painted.flatten(2).transpose(1, 2).reshape(-1, width)
+        return Change(torch.arange(len(flat), device=flat.device), flat)
+
+
+def _to_grid(maps: Tensor, rows: Rows) -> Tensor:
+    """Bring ``(b, 1, h, w)`` to a place's own patches, ``(b, p)``, without blurring."""
+    return functional.interpolate(maps, size=rows.grid).flatten(1)
