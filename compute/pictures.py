@@ -169,6 +169,19 @@ def png(picture: npt.NDArray[Any], most: int = 96) -> bytes:
     return sink.getvalue()
 
 
+def mosaic(pictures: npt.NDArray[Any], per_row: int) -> npt.NDArray[Any]:
+    """Pictures ``(n, h, w[, c])`` side by side in one, two black pixels apart."""
+    n, height, width = pictures.shape[:3]
+    rows, gap = -(-n // per_row), 2
+    margin = ((0, rows * per_row - n), (0, gap), (0, gap), *([(0, 0)] * (pictures.ndim - 3)))
+    padded = np.pad(pictures, margin)
+    tiles = padded.reshape(rows, per_row, height + gap, width + gap, *pictures.shape[3:])
+    whole = tiles.swapaxes(1, 2).reshape(
+        rows * (height + gap), per_row * (width + gap), *pictures.shape[3:]
+    )
+    return np.asarray(whole[:-gap, :-gap])
+
+
 def _caption(path: Path) -> str:
     beside = path.with_suffix(".txt")
     return beside.read_text(encoding="utf-8").strip() if beside.is_file() else ""

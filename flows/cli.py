@@ -14,6 +14,7 @@ from flows.artifacts_command import artifacts
 from flows.doctor_command import doctor
 from flows.recipe import BadInput, Recipe, load_recipe, recipe_names
 from flows.stack_command import register as register_stack
+from flows.trainings import TRAININGS, load_training
 
 __all__ = ["app", "main"]
 
@@ -69,7 +70,15 @@ def run(recipe: RecipeArgument, settings: SetOption = [], store: StoreOption = N
     """Run a recipe: extract, learn, encode, recover, publish.
 
     What is done already is not done again; what was interrupted goes on where it stopped.
+    `train-sprites` and `train-digits` train the models that come with Strata anew.
     """
+    if recipe in TRAININGS:
+        training = load_training(recipe, _settings(settings, store))
+        _quiet_console()
+        from flows.training import run_training
+
+        run_training(training, out.print)
+        return
     chosen = _recipe(recipe, settings, store)
     _check(chosen)
     _quiet_console()
@@ -128,8 +137,11 @@ def recipes() -> None:
 
 
 def _recipe(recipe: str, settings: list[str], store: str | None) -> Recipe:
-    given = [*settings, *([f"store={store}"] if store else [])]
-    return load_recipe(recipe, given)
+    return load_recipe(recipe, _settings(settings, store))
+
+
+def _settings(settings: list[str], store: str | None) -> list[str]:
+    return [*settings, *([f"store={store}"] if store else [])]
 
 
 def _check(recipe: Recipe) -> None:

@@ -7,7 +7,7 @@ import importlib.resources
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -24,8 +24,9 @@ from compute.settings import (
 )
 from storage.locations import check_name
 
-__all__ = ["BadInput", "Recipe", "load_recipe", "recipe_names"]
+__all__ = ["BadInput", "Recipe", "load_recipe", "recipe_names", "with_settings"]
 
+Model = TypeVar("Model", bound=BaseModel)
 _FOLDER = importlib.resources.files("flows") / "recipes"
 
 
@@ -121,11 +122,21 @@ def load_recipe(recipe: str, settings: Sequence[str] = ()) -> Recipe:
     BadInput
         In one sentence that names the field, the value and the remedy.
     """
-    values = _read(recipe)
+    return with_settings(Recipe, _read(recipe), settings)
+
+
+def with_settings(model: type[Model], values: dict[str, Any], settings: Sequence[str]) -> Model:
+    """Apply settings such as ``learn.k=16`` to values, and make a model of them.
+
+    Raises
+    ------
+    BadInput
+        In one sentence that names the field, the value and the remedy.
+    """
     for setting in settings:
-        _apply(values, setting)
+        _apply(model, values, setting)
     try:
-        return Recipe.model_validate(values)
+        return model.model_validate(values)
     except ValidationError as error:
         raise BadInput(_sentence(error)) from None
 
@@ -155,12 +166,12 @@ def _read(recipe: str) -> dict[str, Any]:
     return values
 
 
-def _apply(values: dict[str, Any], setting: str) -> None:
+def _apply(model: type[BaseModel], values: dict[str, Any], setting: str) -> None:
     path, equals, text = setting.partition("=")
     names = path.strip().split(".")
     if not equals or not all(names):
         raise BadInput(f"setting {setting!r} is not of the form name=value, such as learn.k=16.")
-    known: Any = Recipe
+    known: Any = model
     for depth, name in enumerate(names):
         fields = getattr(known, "model_fields", None)
         if fields is None or name not in fields:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load, save
+
+from storage.locations import Location, NotFound
 
 _FILE = "checkpoint.safetensors"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def save_checkpoint(
-    folder: Path,
+    location: Location,
     step: int,
     settings: Mapping[str, Any],
     parameters: Mapping[str, torch.Tensor],
@@ -32,7 +31,6 @@ def save_checkpoint(
     settings : JSON-ready settings, which a later run must share.
     parameters, kept : name → weights as trained, and as averaged.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, torch.Tensor] = {}
     for name, parameter in parameters.items():
         tensors[f"weights/{name}"] = parameter.detach()
@@ -40,44 +38,52 @@ def save_checkpoint(
         for moment in _MOMENTS:
             tensors[f"{moment}/{name}"] = optimiser.state[parameter][moment]
     metadata = {"step": str(step), "settings": json.dumps(dict(settings), sort_keys=True)}
-    temporary = folder / f".{_FILE}.{os.getpid()}"
-    save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, metadata)
-    temporary.replace(folder / _FILE)
+    data = save({name: value.contiguous() for name, value in tensors.items()}, metadata)
+    location.put(_FILE, data)
 
 
 @torch.no_grad()
 def load_checkpoint(
-    folder: Path,
+    location: Location,
     settings: Mapping[str, Any],
     parameters: Mapping[str, torch.Tensor],
     kept: Mapping[str, torch.Tensor],
     optimiser: torch.optim.Optimizer,
 ) -> int:
-    """Restore the checkpoint in ``folder`` and return the steps done; 0 where there is none.
+    """Restore the checkpoint at ``location`` and return the steps done; 0 where there is none.
 
     Raises
     ------
     ValueError : the checkpoint is of a training with other settings or another model.
     """
-    path = folder / _FILE
-    if not path.is_file():
+    try:
+        data = location.get(_FILE)
+    except NotFound:
         return 0
-    with safe_open(path, framework="pt") as stored:
-        metadata = stored.metadata()
-        if json.loads(metadata["settings"]) != json.loads(json.dumps(dict(settings))):
-            raise ValueError(
-                f"the checkpoint in {folder} is of a training with other settings; "
-                "use those settings or another folder"
-            )
-        names = {key.split("/", 1)[1] for key in stored.keys()}  # noqa: SIM118 - no mapping
-        if names != set(parameters):
-            raise ValueError(f"the checkpoint in {folder} is of another model; use another folder")
-        step = int(metadata["step"])
-        for name, parameter in parameters.items():
-            parameter.copy_(stored.get_tensor(f"weights/{name}"))
-            kept[name].copy_(stored.get_tensor(f"kept/{name}"))
-            optimiser.state[parameter] = {
-                "step": torch.tensor(float(step)),
-                **{moment: stored.get_tensor(f"{moment}/{name}") for moment in _MOMENTS},
-            }
+    metadata = _metadata(data)
+    if json.loads(metadata["settings"]) != json.loads(json.dumps(dict(settings))):
+        raise ValueError(
+            f"the checkpoint in {location.url} is of a training with other settings; "
+            "use those settings or another folder"
+        )
+    stored = load(data)
+    if {name.split("/", 1)[1] for name in stored} != set(parameters):
+        raise ValueError(
+            f"the checkpoint in {location.url} is of another model; use another folder"
+        )
+    step = int(metadata["step"])
+    for name, parameter in parameters.items():
+        parameter.copy_(stored[f"weights/{name}"])
+        kept[name].copy_(stored[f"kept/{name}"])
+        optimiser.state[parameter] = {
+            "step": torch.tensor(float(step)),
+            **{moment: stored[f"{moment}/{name}"] for moment in _MOMENTS},
+        }
     return step
+
+
+def _metadata(data: bytes) -> dict[str, str]:
+    """The metadata of a safetensors file: its header is JSON, after 8 bytes that say how long."""
+    length = int.from_bytes(data[:8], "little")
+    found: dict[str, str] = json.loads(data[8 : 8 + length])["__metadata__"]
+    return found

@@ -37,7 +37,8 @@ class Source:
 def resolve_source(source: str | Path, gguf_file: str | None = None) -> Source:
     """Resolve a hub id, a folder, a GGUF file, or ``package:NAME``.
 
-    ``package:NAME`` is the folder of an installed Python package, found without importing it.
+    ``package:NAME`` is the folder of an installed Python package, found without importing it;
+    ``package:NAME.BELOW`` is a folder below that one.
     A folder that holds no ``config.json`` and one GGUF file means that file.
 
     Raises
@@ -118,11 +119,15 @@ def _file_sha256(path: str, _size: int, _mtime_ns: int) -> str:
 
 
 def _package_folder(package: str) -> Path:
+    first, *below = package.split(".")
     # find_spec imports the parents of a dotted name, and these packages may not be importable.
-    spec = importlib.util.find_spec(package) if package.isidentifier() else None
-    if spec is None or not spec.submodule_search_locations:
-        raise ValueError(f"source 'package:{package}' names no installed package; install it first")
-    return Path(next(iter(spec.submodule_search_locations)))
+    known = all(name.isidentifier() for name in (first, *below))
+    spec = importlib.util.find_spec(first) if known else None
+    for top in (spec and spec.submodule_search_locations) or ():
+        folder = Path(top, *below)
+        if folder.is_dir():
+            return folder
+    raise ValueError(f"source 'package:{package}' names no installed package; install it first")
 
 
 def _looks_like_a_path(name: str) -> bool:

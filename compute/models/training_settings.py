@@ -1,0 +1,90 @@
+"""Settings of the trainings of the project's own models; no torch is needed to read or show them.
+
+Each class holds what decides the weights of one stage, so that a stage is trained once for all
+trainings that agree on it.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = [
+    "AutoencoderSettings",
+    "DenoiserSettings",
+    "DigitSettings",
+    "SpriteSettings",
+    "TextSettings",
+]
+
+Stage = TypeVar("Stage", bound=BaseModel)
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    seed: int = Field(0, ge=0, lt=2**32)
+    """Of what is drawn at random: training pictures, first weights, order of pictures, noise."""
+
+    def stage(self, kind: type[Stage]) -> Stage:
+        """Return the settings of one stage alone."""
+        return kind(**{name: getattr(self, name) for name in kind.model_fields})
+
+
+class _SpriteData(_Settings):
+    n_images: int = Field(8000, ge=1, le=1_000_000)
+    """Number of training pictures."""
+
+
+class AutoencoderSettings(_SpriteData):
+    """What decides the autoencoder."""
+
+    autoencoder_steps: int = Field(500, ge=1, le=1_000_000)
+    """Optimiser steps of the autoencoder."""
+
+    autoencoder_batch: int = Field(16, ge=1, le=4096)
+    """Pictures per step of the autoencoder."""
+
+    autoencoder_rate: float = Field(2e-3, gt=0, le=1)
+    """Peak learning rate of the autoencoder; it rises, then falls to zero along half a cosine."""
+
+
+class TextSettings(_SpriteData):
+    """What decides the text encoder before it is trained with the denoiser."""
+
+    text_steps: int = Field(400, ge=1, le=1_000_000)
+    """Optimiser steps of the text encoder by itself."""
+
+    text_batch: int = Field(64, ge=1, le=4096)
+    """Captions per step of the text encoder by itself."""
+
+    text_rate: float = Field(2e-3, gt=0, le=1)
+    """Peak learning rate of the text encoder by itself."""
+
+
+class DenoiserSettings(_Settings):
+    """What decides a denoiser, its data apart."""
+
+    denoiser_steps: int = Field(2000, ge=1, le=10_000_000)
+    """Optimiser steps of the denoiser."""
+
+    denoiser_batch: int = Field(32, ge=1, le=4096)
+    """Pictures per step of the denoiser."""
+
+    denoiser_rate: float = Field(1.5e-3, gt=0, le=1)
+    """Learning rate of the denoiser; it rises over the first steps and then stays."""
+
+    average: float = Field(0.995, ge=0, lt=1)
+    """Decay of the running average of the denoiser's weights, which is what is kept."""
+
+
+class SpriteSettings(AutoencoderSettings, TextSettings, DenoiserSettings):
+    """How the text-to-image model of sprites is trained."""
+
+    unconditional: float = Field(0.1, ge=0, lt=1)
+    """Share of captions left empty in training, for classifier-free guidance."""
+
+
+class DigitSettings(DenoiserSettings):
+    """How the unconditional model of MNIST digits is trained."""

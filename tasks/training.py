@@ -1,0 +1,220 @@
+"""Training of the project's own models: one Prefect task per stage."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from prefect import task
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+
+from compute.cluster import Progress
+from compute.models.training_settings import (
+    AutoencoderSettings,
+    DigitSettings,
+    SpriteSettings,
+    TextSettings,
+)
+from storage.locations import Location
+from storage.records import digest, fingerprint
+from storage.references import Reference
+from tasks.steps import once
+
+if TYPE_CHECKING:
+    from compute.models.sprite_pipeline import Stage
+    from compute.models.training_loop import Progress as StageProgress
+
+__all__ = [
+    "score_digit_model",
+    "score_sprite_model",
+    "train_digit_model",
+    "train_sprite_model",
+    "train_sprite_part",
+]
+
+# Raised when training comes to compute something else from the same settings.
+TRAIN_VERSION = 1
+SCORE_VERSION = 1
+
+_SHOWN = 48
+_PER_ROW = 12
+
+
+@task(name="train-part")
+def train_sprite_part(
+    store: str, settings: AutoencoderSettings | TextSettings, every: int
+) -> Reference:
+    """Train the autoencoder or the text encoder by itself; its checkpoint is the result."""
+    stage: Stage = "autoencoder" if isinstance(settings, AutoencoderSettings) else "text_encoder"
+    name = fingerprint(f"train-{stage}", TRAIN_VERSION, settings.model_dump(), [])
+
+    def work(location: Location, progress: Progress) -> tuple[str, dict[str, Any]]:
+        from compute.models.sprite_pipeline import SpriteCheckpoints, train_sprites
+
+        whole = SpriteSettings(**settings.model_dump())
+        places = SpriteCheckpoints(location, location, location)
+        train_sprites(whole, places, _steps_of(progress), until=stage, every=every)
+        return _hash_of(location), {"stage": stage}
+
+    return once(store, "train", name, "steps", work)
+
+
+@task(name="train-sprites", task_run_name="train the denoiser of sprites")
+def train_sprite_model(
+    store: str,
+    settings: SpriteSettings,
+    autoencoder: Reference,
+    text_encoder: Reference,
+    every: int,
+) -> Reference:
+    """Train the denoiser, and save the pipeline below the store's models as ``sprites``."""
+    upstream = [autoencoder.fingerprint, text_encoder.fingerprint]
+    name = fingerprint("train-sprites", TRAIN_VERSION, settings.model_dump(), upstream)
+
+    def work(location: Location, progress: Progress) -> tuple[str, dict[str, Any]]:
+        from compute.models.sprite_pipeline import SpriteCheckpoints, train_sprites
+
+        places = SpriteCheckpoints(
+            autoencoder.location, text_encoder.location, location / "checkpoint"
+        )
+        pipeline = train_sprites(settings, places, _steps_of(progress), every=every)
+        return _save(pipeline, location), {"settings": settings.model_dump()}
+
+    return _named(store, "sprites", once(store, "train", name, "steps", work))
+
+
+@task(name="train-digits", task_run_name="train the denoiser of digits")
+def train_digit_model(store: str, settings: DigitSettings, every: int) -> Reference:
+    """Train the denoiser, and save the pipeline below the store's models as ``digits``."""
+    name = fingerprint("train-digits", TRAIN_VERSION, settings.model_dump(), [])
+
+    def work(location: Location, progress: Progress) -> tuple[str, dict[str, Any]]:
+        from compute.models.digit_pipeline import train_digits
+        from compute.models.training_loop import Checkpoints
+
+        place = Checkpoints(location / "checkpoint", settings.model_dump(), every)
+        pipeline = train_digits(settings, place, _steps_of(progress))
+        return _save(pipeline, location), {"settings": settings.model_dump()}
+
+    return _named(store, "digits", once(store, "train", name, "steps", work))
+
+
+@task(name="score", task_run_name="score the sprites")
+def score_sprite_model(store: str, model: Reference, drawings: int, guidance: float) -> Reference:
+    """Draw held-out captions and read what the drawings show."""
+
+    def score(folder: Path) -> _Scored:
+        from compute.models.packaged import load_text_to_image
+        from compute.models.sprite_pipeline import draw_sprites, judge_sprites
+
+        drawn = draw_sprites(load_text_to_image(folder), drawings, guidance=guidance)
+        return _Scored(judge_sprites(drawn)._asdict(), drawn.images, drawn.captions)
+
+    return _score(store, model, {"drawings": drawings, "guidance": guidance}, score)
+
+
+@task(name="score", task_run_name="score the digits")
+def score_digit_model(store: str, model: Reference, drawings: int) -> Reference:
+    """Draw digits and read what the drawings show."""
+
+    def score(folder: Path) -> _Scored:
+        from compute.models.digit_pipeline import draw_digits, judge_digits
+        from compute.models.packaged import load_unconditional
+
+        drawn = draw_digits(load_unconditional(folder), drawings, seed=1)
+        return _Scored(judge_digits(drawn)._asdict(), drawn, [])
+
+    return _score(store, model, {"drawings": drawings}, score)
+
+
+class _Scored(NamedTuple):
+    """A score, the drawings ``(n, h, w[, 3])`` in [0, 1], and their captions if they have any."""
+
+    score: dict[str, Any]
+    drawings: NDArray[np.float32]
+    captions: list[str]
+
+
+def _score(store: str, model: Reference, settings: dict[str, Any], score: Any) -> Reference:
+    name = fingerprint("score", SCORE_VERSION, settings, [model.fingerprint])
+
+    def work(location: Location, progress: Progress) -> tuple[str, dict[str, Any]]:
+        from compute.pictures import mosaic, png
+
+        with _folder_of(model.location) as folder:
+            scored: _Scored = score(folder)
+        progress(1, 1)
+        shown = np.rint(scored.drawings[:_SHOWN] * 255).astype(np.uint8)
+        grid = mosaic(shown, _PER_ROW)
+        location.put("drawings.png", png(grid, most=max(grid.shape)))
+        return _hash_of(location), {
+            "score": scored.score,
+            "captions": scored.captions[:_SHOWN],
+        }
+
+    reference = once(store, "score", name, "drawings", work)
+    _show(model, reference)
+    return reference
+
+
+def _show(model: Reference, score: Reference) -> None:
+    told = model.summary["model"]
+    create_table_artifact([score.summary["score"]], key="score", description=f"Score of {told}")
+    picture = base64.b64encode(score.location.get("drawings.png")).decode()
+    captions = "\n".join(f"{i}. {text}" for i, text in enumerate(score.summary["captions"], 1))
+    create_markdown_artifact(
+        f"![drawings](data:image/png;base64,{picture})\n\n{captions}",
+        key="drawings",
+        description="The first drawings, row by row",
+    )
+
+
+def _save(pipeline: Any, location: Location) -> str:
+    """Save a pipeline in half precision below `location`; return the hash of what it wrote."""
+    from compute.models.packaged import save_pipeline
+
+    with tempfile.TemporaryDirectory() as folder:
+        save_pipeline(pipeline, Path(folder))
+        for path in sorted(Path(folder).rglob("*")):
+            if path.is_file():
+                location.put(f"model/{path.relative_to(folder).as_posix()}", path.read_bytes())
+    return _hash_of(location / "model")
+
+
+def _named(store: str, name: str, model: Reference) -> Reference:
+    """Put the model where people look for it; another training may have put its own there."""
+    shown = Location(store) / "models" / name
+    source = model.location / "model"
+    for path in source.walk():
+        shown.put(path, source.get(path))
+    return model.model_copy(update={"summary": model.summary | {"model": shown.url}})
+
+
+@contextlib.contextmanager
+def _folder_of(location: Location) -> Iterator[Path]:
+    """The model at `location` as a folder of this machine, for the duration of the block."""
+    source = location / "model"
+    if source.local_path is not None:
+        yield source.local_path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for path in source.walk():
+            target = Path(folder, path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(source.get(path))
+        yield Path(folder)
+
+
+def _steps_of(progress: Progress) -> StageProgress:
+    return lambda stage, step, steps, loss: progress(step, steps)
+
+
+def _hash_of(location: Location) -> str:
+    paths = sorted(location.walk())
+    return digest(part for path in paths for part in (path.encode(), location.get(path)))
