@@ -20,6 +20,7 @@ __all__ = [
     "actor_pool",
     "connect",
     "disconnect",
+    "count_rows",
     "run_on_actors",
     "silent",
     "watch",
@@ -116,6 +117,24 @@ def actor_pool(make: Callable[[], Any], n_actors: int) -> Iterator[list[Any]]:
     finally:
         for actor in actors:
             ray.kill(actor)
+
+
+def count_rows(step: str) -> Callable[[int], None]:
+    """What a worker calls with the rows it has done; Ray exports them as ``ray_strata_rows_total``.
+
+    Parameters
+    ----------
+    step : str
+        ``extract`` or ``encode``; a tag of the metric.
+    """
+    from ray.util.metrics import Counter
+
+    counter = Counter("strata_rows", "Rows done by the workers.", tag_keys=("step",))
+
+    def add(rows: int) -> None:
+        counter.inc(rows, tags={"step": step})
+
+    return add
 
 
 def run_on_actors(

@@ -1,4 +1,4 @@
-"""`strata up`, `strata down`, `strata status` and `strata deploy`."""
+"""`strata up`, `down`, `status`, `deploy` and `metrics`: running Strata as a service."""
 
 from __future__ import annotations
 
@@ -43,6 +43,7 @@ def register(app: typer.Typer) -> None:
     app.command()(down)
     app.command()(status)
     app.command()(deploy)
+    app.command()(metrics)
 
 
 def up(
@@ -124,6 +125,17 @@ def deploy(
     )
     for name in names:
         out.print(name)
+
+
+def metrics(
+    store: StoreOption = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 9464,
+) -> None:
+    """Serve metrics of runs and artifacts to Prometheus, on /metrics."""
+    from flows.metrics import serve_metrics
+
+    serve_metrics(host, port, store or ".strata")
 
 
 def _show(services: list[Running]) -> None:

@@ -1,0 +1,146 @@
+"""What monitoring reads: flow runs by state, and the published artifacts, for Prometheus."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import urllib.request
+from base64 import b64encode
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+__all__ = ["METRICS", "render_metrics", "serve_metrics"]
+
+_PAGE = 200
+_TIMEOUT_SECONDS = 10
+
+Sample = tuple[str, Mapping[str, str], float]
+
+METRICS = {
+    "strata_up": "Whether the Prefect API answers.",
+    "strata_flow_runs": "Flow runs by flow and state.",
+    "strata_artifact_versions": "Versions of an artifact.",
+    "strata_artifact_created_seconds": "When the latest version was made, in Unix seconds.",
+    "strata_artifact_explained_variance": "Explained variance of each level, latest version.",
+    "strata_artifact_dead_share": "Share of concepts that are never active, latest version.",
+}
+"""Every metric and what it says."""
+
+
+def render_metrics(api: str | None, store: str) -> str:
+    """All metrics in Prometheus' text format.
+
+    Parameters
+    ----------
+    api : str, optional
+        URL of the Prefect API; without it, nothing is said of runs.
+    store : str
+        Where results lie.
+    """
+    lines: list[str] = []
+    said: set[str] = set()
+    samples = [*(_runs(api) if api else ()), *_artifacts(store)]
+    for name, labels, value in sorted(samples, key=lambda sample: sample[0]):
+        if name not in said:
+            lines += [f"# HELP {name} {METRICS[name]}", f"# TYPE {name} gauge"]
+            said.add(name)
+        inside = ",".join(f'{key}="{_escaped(text)}"' for key, text in labels.items())
+        lines.append(f"{name}{{{inside}}} {value:g}" if inside else f"{name} {value:g}")
+    return "\n".join(lines) + "\n"
+
+
+def serve_metrics(host: str, port: int, store: str) -> None:
+    """Serve ``/metrics`` and ``/health`` until the process ends."""
+    api = os.environ.get("PREFECT_API_URL")
+    # One scrape at a time: each reads the API and the store.
+    turn = threading.Lock()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path == "/health":
+                self._answer(200, "ok\n")
+            elif self.path == "/metrics":
+                with turn:
+                    self._answer(200, render_metrics(api, store))
+            else:
+                self._answer(404, "there are /metrics and /health\n")
+
+        def _answer(self, status: int, text: str) -> None:
+            body = text.encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            """Say nothing: a scrape every few seconds is no news."""
+
+    with ThreadingHTTPServer((host, port), Handler) as server:
+        server.serve_forever()
+
+
+def _runs(api: str) -> Iterator[Sample]:
+    try:
+        flows = {flow["id"]: flow["name"] for flow in _pages(api, "flows")}
+        counts: Counter[tuple[str, str]] = Counter()
+        for run in _pages(api, "flow_runs"):
+            state = str(run.get("state_name") or "unknown").lower()
+            counts[flows.get(run["flow_id"], "?"), state] += 1
+    except OSError:
+        yield "strata_up", {}, 0.0
+        return
+    yield "strata_up", {}, 1.0
+    for (flow, state), count in sorted(counts.items()):
+        yield "strata_flow_runs", {"flow": flow, "state": state}, float(count)
+
+
+def _pages(api: str, kind: str) -> Iterator[dict[str, Any]]:
+    offset = 0
+    while found := _post(f"{api}/{kind}/filter", {"limit": _PAGE, "offset": offset}):
+        yield from found
+        offset += len(found)
+        if len(found) < _PAGE:
+            return
+
+
+def _post(url: str, body: Mapping[str, Any]) -> list[dict[str, Any]]:
+    headers = {"Content-Type": "application/json"}
+    if secret := os.environ.get("PREFECT_API_AUTH_STRING"):
+        headers["Authorization"] = f"Basic {b64encode(secret.encode()).decode()}"
+    elif key := os.environ.get("PREFECT_API_KEY"):
+        headers["Authorization"] = f"Bearer {key}"
+    request = urllib.request.Request(url, json.dumps(body).encode(), headers)  # noqa: S310
+    with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as answer:  # noqa: S310
+        found: list[dict[str, Any]] = json.load(answer)
+    return found
+
+
+def _artifacts(store: str) -> Iterable[Sample]:
+    from storage.artifacts import Registry
+    from storage.locations import Location
+
+    registry = Registry((Location(store) / "artifacts").url)
+    for name in registry.names():
+        versions = registry.versions(name)
+        if not versions:
+            continue
+        yield "strata_artifact_versions", {"name": name}, float(len(versions))
+        latest = registry.load(name, versions[-1].version).manifest
+        yield (
+            "strata_artifact_created_seconds",
+            {"name": name},
+            latest.created_at.timestamp(),
+        )
+        for level in latest.levels:
+            labels = {"name": name, "level": level.name}
+            for metric in ("explained_variance", "dead_share"):
+                if metric in level.metrics:
+                    yield f"strata_artifact_{metric}", labels, float(level.metrics[metric])
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
