@@ -19,6 +19,7 @@ from compute.cluster import (
     actor_options,
     actor_pool,
     connect,
+    count_rows,
     run_on_actors,
     silent,
     worker_count,
@@ -181,6 +182,7 @@ class _Encoder:
         self.writer = CodeWriter(self.location, plan)
         self.settings = settings
         self.bounds = read_norm_bounds(Location(learned))
+        self._count = count_rows("encode")
         self.dictionaries = {
             level: dictionary.to(device)
             for level, dictionary in load_dictionaries(Location(learned)).items()
@@ -197,6 +199,7 @@ class _Encoder:
         for path, data in summaries.items():
             self.location.put(path, data)
         self.writer.write_rows(shard, arrays)
+        self._count(rows)
         return rows
 
     def remake(self, task: tuple[int, Sequence[str]]) -> int:

@@ -17,6 +17,7 @@ from compute.cluster import (
     actor_options,
     actor_pool,
     connect,
+    count_rows,
     run_on_actors,
     silent,
     worker_count,
@@ -47,6 +48,7 @@ class _Extractor:
         self._adapter: Any = None
         self._threads = max(1, int(cpus))
         self.writer = ActivationWriter(Location(url), plan)
+        self._count = count_rows("extract")
 
     def stage(self, task: tuple[int, Sequence[Any]]) -> int:
         """Run the model on a block's items and store the rows; return their number."""
@@ -55,7 +57,9 @@ class _Extractor:
         if rows.pictures:
             shown = {sample: png(picture) for sample, picture in rows.pictures.items()}
             save_pictures(self.writer.location, block, shown)
-        return self.writer.stage(block, *self._arrays(rows))
+        count = self.writer.stage(block, *self._arrays(rows))
+        self._count(count)
+        return count
 
     def write(self, shard: int) -> int:
         """Gather and write one shard; return its rows."""

@@ -47,16 +47,14 @@ def test_an_absent_api_is_said_and_does_not_hide_the_artifacts(tmp_path):
     level = {"level": 1, "name": "layer-01", "n_concepts": 4, "d": 2}
     registry.publish(
         "words",
-        {"notes.txt": b"hello"},
+        {"dictionaries/layer-01/cfg.json": b"{}"},
         fingerprint="a" * 16,
         levels=[level | {"metrics": {"explained_variance": 0.75, "dead_share": 0.0}}],
     )
     lines = render_metrics("http://127.0.0.1:9/api", str(tmp_path)).splitlines()
     assert "strata_up 0" in lines
     assert 'strata_artifact_versions{name="words"} 1' in lines
-    assert (
-        'strata_artifact_explained_variance{name="words",level="layer-01"} 0.75' in lines
-    )
+    assert 'strata_artifact_explained_variance{name="words",level="layer-01"} 0.75' in lines
 
 
 def test_the_server_answers(tmp_path, monkeypatch):

@@ -26,6 +26,10 @@ def manifests():
     return [d for file in files if file.name != "kustomization.yaml" for d in documents(file)]
 
 
+def name_of(document):
+    return f"{document['kind']}-{document['metadata']['name']}"
+
+
 def pods(document):
     """Pod specifications anywhere in a manifest."""
     if isinstance(document, dict):
@@ -92,7 +96,10 @@ def test_compose_secrets_have_no_default():
 
 def test_compose_is_accepted_by_docker():
     docker = shutil.which("docker")
-    if docker is None or subprocess.run([docker, "compose", "version"], capture_output=True).returncode:
+    if (
+        docker is None
+        or subprocess.run([docker, "compose", "version"], capture_output=True).returncode
+    ):
         pytest.skip("this machine has no `docker compose`")
     example = str(INFRA / "compose" / "example.env")
     file = str(INFRA / "compose" / "compose.yaml")
@@ -104,7 +111,9 @@ def test_compose_is_accepted_by_docker():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("document", manifests(), ids=lambda d: f"{d['kind']}-{d['metadata']['name']}")
+@pytest.mark.parametrize(
+    "document", manifests(), ids=lambda d: f"{d['kind']}-{d['metadata']['name']}"
+)
 def test_kubernetes_manifests(document):
     if document["apiVersion"].split("/")[0] != "ray.io":
         validate = pytest.importorskip("kubernetes_validate")
@@ -188,7 +197,9 @@ def test_the_health_check_asks_and_fails(monkeypatch):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
         answers = [
-            subprocess.run(program, env={"STRATA_HEALTH_URL": asked}, capture_output=True).returncode
+            subprocess.run(
+                program, env={"STRATA_HEALTH_URL": asked}, capture_output=True
+            ).returncode
             for asked in (f"{url}/", f"{url}/nowhere", "", "file:///etc/passwd")
         ]
         server.shutdown()
