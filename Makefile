@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 export DO_NOT_TRACK := 1
 
-.PHONY: setup setup-dev demo serve test lint format lock benchmark clean
+.PHONY: setup setup-dev demo serve test lint format lock audit benchmark clean
 
 ## setup: a virtual environment with everything that runs the flows, from the lock file
 setup: $(VENV)/.runtime
@@ -49,6 +49,11 @@ lint: setup-dev
 format: setup-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+## audit: known weaknesses of the pinned packages, and a bill of materials (asks PyPI's database)
+audit: setup
+	$(PIP) install --quiet pip-audit==2.10.1
+	$(BIN)/pip-audit --no-deps --disable-pip -r requirements.lock -f cyclonedx-json -o bill-of-materials.json
 
 ## benchmark: every benchmark, with its results in tests/benchmarks/results
 benchmark: setup-dev

@@ -53,6 +53,8 @@ DEPLOYMENTS = (
     Deployed("flows.stages.extract", ("strata", "stage")),
     Deployed("flows.stages.learn", ("strata", "stage")),
     Deployed("flows.stages.recover", ("strata", "stage")),
+    Deployed("flows.training.train_sprites", ("strata", "training")),
+    Deployed("flows.training.train_digits", ("strata", "training")),
 )
 
 
