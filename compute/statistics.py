@@ -7,6 +7,7 @@ threaded scheduler runs them; ``dask.config.set(num_workers=…)`` says how wide
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from storage.codes import CodeSet
 
 __all__ = ["Moments", "coactivation", "moments", "rows"]
+
+_SLICE = 1024
 
 Split = Literal["train", "held_out", "all"]
 
@@ -91,7 +94,9 @@ def moments(
         x = activations.read(level, start, stop)
         if max_norm:
             x = x[kept_rows(activations, max_norm, start, stop)]
-        return _Sums.of(x)
+        # A slice at a time, since float64 takes up to four times the room.
+        slices = (x[i : i + _SLICE] for i in range(0, max(1, len(x)), _SLICE))
+        return functools.reduce(_Sums.merge, map(_Sums.of, slices))
 
     plan = activations.plan
     total: _Sums | None = _reduce(of, plan.shard_bounds(plan.split(split)), _Sums.merge)

@@ -121,7 +121,8 @@ def _repair(recipe: Recipe, damaged: dict[str, list[Any]]) -> None:
             condemned.add(step)
             continue
         table = open_table(Location(url))
-        mend_metadata(table, metadata)
+        if metadata:
+            mend_metadata(table, metadata)
         shards = [error for error in damage if isinstance(error, CorruptShard)]
         if shards:
             condemn(table, shards)

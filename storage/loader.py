@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -16,8 +17,10 @@ __all__ = ["ActivationLoader", "kept_rows"]
 
 _Array = npt.NDArray[Any]
 _Batch = dict[str, _Array]
-# Windows read ahead, each by a thread of its own: one maps and copies while another checks.
+# Reads ahead, each by a thread of its own: one maps and copies while another checks.
 _AHEAD = 2
+# Bytes of a level that are read at once; few, so that memory does not depend on the shard's size.
+_READ_BYTES = 4 << 20
 
 
 class _Window(NamedTuple):
@@ -123,21 +126,37 @@ class ActivationLoader:
                     have += size - offset
 
     def _prefetched(self, pool: ThreadPoolExecutor) -> Iterator[_Batch]:
-        windows = self._order()
-        skip = self._start * self._batch_size
-        window, rng = next(windows)
-        while skip >= window.kept:
-            skip -= window.kept
-            window, rng = next(windows)
-        ahead = deque([pool.submit(self._read, window, rng, skip)])
+        reads = self._reads()
+        ahead: deque[Future[_Batch]] = deque()
         try:
             while True:
                 while len(ahead) <= _AHEAD:
-                    ahead.append(pool.submit(self._read, *next(windows), 0))
+                    ahead.append(pool.submit(self._read, *next(reads)))
                 yield ahead.popleft().result()
         finally:
             for future in ahead:
                 future.cancel()
+
+    def _reads(self) -> Iterator[tuple[bool, list[range], int]]:
+        """What to read, one piece of work after the other: arguments of :meth:`_read`."""
+        chunk = self._set.plan.chunk_rows
+        widest = max(self._set.plan.column(f"levels/{level}").row_bytes for level in self._levels)
+        # Only a local shard can be read in part without reading all of it.
+        local = self._set.location.local_path is not None
+        at_once = max(1, _READ_BYTES // (chunk * widest)) if local else sys.maxsize
+        skip = self._start * self._batch_size
+        for window, rng in self._order():
+            if skip >= window.kept:
+                skip -= window.kept
+                continue
+            n_chunks = -(-(window.stop - window.start) // chunk)
+            starts = (window.start + chunk * rng.permutation(n_chunks)).tolist()
+            pieces = [range(a, min(a + chunk, window.stop)) for a in starts]
+            step = len(pieces) if skip else min(at_once, len(pieces))
+            for i in range(0, len(pieces), step):
+                dropped = window.kept < window.stop - window.start
+                yield dropped, pieces[i : i + step], skip
+            skip = 0
 
     def _order(self) -> Iterator[tuple[_Window, np.random.Generator]]:
         epoch = 0
@@ -149,15 +168,13 @@ class ActivationLoader:
                 yield self._windows[i], np.random.Generator(np.random.Philox(key=key))
             epoch += 1
 
-    def _read(self, window: _Window, rng: np.random.Generator, skip: int) -> _Batch:
-        """Chunks of the window in a new order, without dropped rows and the first `skip` rows."""
-        chunk = self._set.plan.chunk_rows
-        starts = window.start + chunk * rng.permutation(-(-(window.stop - window.start) // chunk))
-        pieces = [range(a, min(a + chunk, window.stop)) for a in starts.tolist()]
+    def _read(self, some_dropped: bool, pieces: list[range], skip: int) -> _Batch:
+        """Rows of these pieces of one shard, without dropped rows and the first `skip` rows."""
         rows = {level: self._set.gather(level, pieces) for level in self._levels}
-        if window.kept < window.stop - window.start:
-            kept = kept_rows(self._set, self._max_norm, window.start, window.stop)
-            kept = np.concatenate([kept[p.start - window.start :][: len(p)] for p in pieces])
+        if some_dropped:
+            kept = np.concatenate(
+                [kept_rows(self._set, self._max_norm, p.start, p.stop) for p in pieces]
+            )
             rows = {level: values[kept] for level, values in rows.items()}
         return {level: values[skip:] for level, values in rows.items()}
 

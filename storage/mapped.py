@@ -59,25 +59,27 @@ def copy_rows(
             raise ValueError(f"the file has only {size} bytes")
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     data = np.frombuffer(mapped, dtype=np.uint8)
-    index = _checked(data[size - index_bytes - _CHECKSUM :], "index")
-    entries = index.view(_ENTRY).reshape(n_chunks, 2)
+    index = data[size - index_bytes - _CHECKSUM : size - _CHECKSUM].copy()
+    _check(index, data[size - _CHECKSUM :], "the index")
+    entries = index.view(_ENTRY).reshape(n_chunks, 2).tolist()
     done = 0
-    checked: dict[int, npt.NDArray[np.uint8]] = {}
     for piece in pieces:
         for number in range(piece.start // chunk_rows, -(-piece.stop // chunk_rows)):
-            if number not in checked:
-                offset, length = (int(value) for value in entries[number])
-                if length != chunk_bytes + _CHECKSUM or offset + length > size:
-                    raise ValueError(f"chunk {number} is not whole")
-                checked[number] = _checked(data[offset : offset + length], f"chunk {number}")
+            offset, length = entries[number]
+            if length != chunk_bytes + _CHECKSUM or offset + length > size:
+                raise ValueError(f"chunk {number} is not whole")
             first = max(piece.start - number * chunk_rows, 0) * row_bytes
             last = min(piece.stop - number * chunk_rows, chunk_rows) * row_bytes
-            flat[done : done + last - first] = checked[number][first:last]
+            wanted = flat[done : done + last - first]
+            whole = wanted if len(wanted) == chunk_bytes else np.empty(chunk_bytes, dtype=np.uint8)
+            # The copy is what is checked: it is in the cache, and copying lets other threads run.
+            whole[:] = data[offset : offset + chunk_bytes]
+            _check(whole, data[offset + chunk_bytes : offset + length], f"chunk {number}")
+            if whole is not wanted:
+                wanted[:] = whole[first:last]
             done += last - first
 
 
-def _checked(data: npt.NDArray[np.uint8], name: str) -> npt.NDArray[np.uint8]:
-    content = data[:-_CHECKSUM]
-    if google_crc32c.value(content) != int.from_bytes(data[-_CHECKSUM:].tobytes(), "little"):
+def _check(content: npt.NDArray[np.uint8], checksum: npt.NDArray[np.uint8], name: str) -> None:
+    if google_crc32c.value(content) != int.from_bytes(checksum.tobytes(), "little"):
         raise ValueError(f"the checksum of {name} does not match")
-    return content

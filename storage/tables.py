@@ -185,13 +185,13 @@ class TableWriter(Generic[PlanT]):
     def prepare(self) -> None:
         """Write the Zarr metadata; called once, by the process that hands out the work."""
         group = zarr.open_group((self.location / "rows").zarr_store(), mode="a")
-        group.attrs.update(
-            {
-                "strata_protocol": self.plan.protocol,
-                "fingerprint": self.plan.fingerprint,
-                "provenance": self.plan.provenance,
-            }
-        )
+        about = {
+            "strata_protocol": self.plan.protocol,
+            "fingerprint": self.plan.fingerprint,
+            "provenance": self.plan.provenance,
+        }
+        # In one order, whether the plan was made here or read back.
+        group.attrs.update(json.loads(canonical_json(about)))
         for column in self.plan.columns:
             if column.path in group:
                 continue

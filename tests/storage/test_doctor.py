@@ -16,7 +16,7 @@ def stored(request, tmp_path):
     location = Location(url)
     if request.param == "memory":
         location.delete_folder("")
-    return write(location, make_plan())
+    return write(location, make_plan(provenance={"model": "m", "inputs": {"b": 1, "a": 2}}))
 
 
 def flip(location, path, place=None, seed=0):
