@@ -57,7 +57,8 @@ def connect() -> None:
     address = os.environ.get("RAY_ADDRESS")
     local: dict[str, Any] = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     ray.init(
-        address=address,
+        # Not None, with which Ray would join whatever cluster was last begun on this machine.
+        address=address or "local",
         logging_level=logging.ERROR,
         log_to_driver=False,
         **({} if address else local),

@@ -113,6 +113,7 @@ def local_ray():
 
     os.environ["RAY_AUTH_MODE"] = "disabled"
     ray.init(
+        address="local",
         num_cpus=2,
         include_dashboard=False,
         log_to_driver=False,

@@ -73,7 +73,7 @@ def loader(url: str, n_rows: int) -> None:
     batches = iter(
         ActivationLoader(ActivationSet(Location(url)), levels=["low"], batch_size=4096, seed=0)
     )
-    for _ in range(2 * n_rows // 4096):
+    for _ in range(max(1, 2 * n_rows // 4096)):
         next(batches)
 
 

@@ -164,10 +164,12 @@ def main(url, folder, n_blocks=N_BLOCKS, nodes=0):
         for _ in range(int(nodes) - 1):
             cluster.add_node(**node)
         ray.init(address=cluster.address, log_to_driver=False)
-    write(url, folder, workers=max(1, int(nodes)), pause=0.03, n_blocks=int(n_blocks))
-    if nodes:
-        ray.shutdown()
-        cluster.shutdown()
+    try:
+        write(url, folder, workers=max(1, int(nodes)), pause=0.03, n_blocks=int(n_blocks))
+    finally:
+        if nodes:
+            ray.shutdown()
+            cluster.shutdown()
 
 
 if __name__ == "__main__":

@@ -5,9 +5,11 @@ Together these tests take about a minute on two busy cores, and half of that on 
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import psutil
@@ -163,12 +165,15 @@ def test_a_killed_head_and_an_object_store_that_fails(flaky_s3, tmp_path, notes,
 
 def test_two_nodes_write_the_same_bytes(whole, tmp_path, notes):
     folder = tmp_path / "set"
+    # A cluster announces itself to the machine in Ray's folder; and paths of sockets must be short.
+    ray_folder = tempfile.mkdtemp(prefix="ray-")
     done = subprocess.run(
         [sys.executable, "-m", "tests.faults.cheap", folder, notes, str(cheap.N_BLOCKS), "2"],
-        env=os.environ | {"RAY_AUTH_MODE": "disabled"},
+        env=os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": ray_folder},
         capture_output=True,
         text=True,
     )
+    shutil.rmtree(ray_folder)
     assert done.returncode == 0, done.stderr
     assert cheap.everything(str(folder)) == whole
     nodes = {path.read_text() for path in notes.glob("worker-*")}
