@@ -31,7 +31,7 @@ from storage.atlas import (
     TokenExample,
     render,
 )
-from storage.atlas.labels import ContrastLabeller, background_counts, contrast_label, words_of
+from storage.atlas.labels import ContrastLabeller, background_counts, contrast_words, words_of
 from storage.codes import CodeSet
 from storage.graphs import ConceptGraph
 from storage.locations import Location
@@ -137,10 +137,12 @@ class _Pictures:
         if not examples:
             return ""
         gallery = self._of[2]
+        words = contrast_words(
+            [words_of([gallery.texts[e.sample]]) for e in examples], self._background
+        )
         place, share = Counter(e.position for e in examples).most_common(1)[0]
-        where = _place(place, gallery.grid) if share > len(examples) / 2 else "anywhere"
-        words = [words_of([gallery.texts[e.sample]]) for e in examples]
-        return contrast_label([where] * len(examples), words, self._background)
+        where = [_place(place, gallery.grid)] if share > len(examples) / 2 else []
+        return " · ".join([", ".join(words), *where] if words else where)
 
 
 def artifact_files(findings: Findings, learned: Location) -> dict[str, bytes]:

@@ -20,6 +20,7 @@ __all__ = [
     "Labeller",
     "background_counts",
     "contrast_label",
+    "contrast_words",
     "peak_word",
     "words_of",
 ]
@@ -134,6 +135,23 @@ def contrast_label(
     if not near:
         return head
     return f"{head} · near {', '.join(near)}"
+
+
+def contrast_words(
+    texts: Sequence[Sequence[str]], background: Mapping[str, int], *, max_words: int = 3
+) -> list[str]:
+    """Return the words that are special to some texts, most over-represented first.
+
+    Parameters
+    ----------
+    texts
+        The words of each example, such as of a picture's prompt.
+    background
+        Counts of words in texts at large.
+    max_words
+        Most words returned.
+    """
+    return _over_represented(texts, background, len(texts))[:max_words]
 
 
 def _fold(text: str) -> str:
