@@ -22,9 +22,11 @@ from compute.settings import EncodeSettings, LevelSettings
 from storage.activations import ActivationSet
 from storage.atlas import (
     AtlasData,
+    Changes,
     Concept,
     Edge,
     Histogram,
+    HistoryEntry,
     ImageExample,
     Level,
     Neighbour,
@@ -173,8 +175,10 @@ def atlas_data(
     description: str,
     facts: Sequence[tuple[str, str]],
     steps: Sequence[tuple[str, float]],
+    histories: Mapping[str, tuple[HistoryEntry, ...]] | None = None,
+    changes: Changes | None = None,
 ) -> AtlasData:
-    """What the report shows of a run."""
+    """What the report shows of a run; histories are given by the concepts' ids."""
     nodes = {node["id"]: node for node in findings.graph.nodes.to_pylist()}
     concepts = [
         Concept(id=node["id"], level=0, index=node["index"], label=node["label"], frequency=0.0)
@@ -182,7 +186,7 @@ def atlas_data(
         if node["level"] == 0
     ]
     for number, level in enumerate(findings.levels, 1):
-        concepts += _concepts(number, level, nodes)
+        concepts += _concepts(number, level, nodes, histories or {})
     observed = len([c for c in concepts if c.level == 0])
     levels = [Level(level=0, name="observed", n_concepts=observed)]
     for number, level in enumerate(findings.levels, 1):
@@ -221,6 +225,7 @@ def atlas_data(
         levels=tuple(levels),
         concepts=tuple(concepts),
         edges=tuple(edges),
+        changes=changes,
     )
 
 
@@ -255,7 +260,12 @@ def _place(patch: int, grid: tuple[int, int]) -> str:
     return "middle" if down == across else f"{down} {across}"
 
 
-def _concepts(number: int, level: LevelFindings, nodes: Mapping[str, Any]) -> list[Concept]:
+def _concepts(
+    number: int,
+    level: LevelFindings,
+    nodes: Mapping[str, Any],
+    histories: Mapping[str, tuple[HistoryEntry, ...]],
+) -> list[Concept]:
     summary = level.summary
     alive = np.flatnonzero(summary.counts)
     neighbours = _neighbours(level.directions, alive)
@@ -280,6 +290,7 @@ def _concepts(number: int, level: LevelFindings, nodes: Mapping[str, Any]) -> li
                 kind=node["kind"],
                 form=node["form"],
                 unexplained=node["unexplained"],
+                history=histories.get(node["id"], ()),
             )
         )
     return concepts

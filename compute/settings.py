@@ -11,6 +11,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from compute.dictionaries.settings import DictionarySettings
+from storage.gates import Gate
 from storage.locations import check_name
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "LearnSettings",
     "LevelSettings",
     "ModelSettings",
+    "PublishSettings",
     "RecoverSettings",
     "ResourceSettings",
 ]
@@ -192,6 +194,15 @@ class RecoverSettings(_Settings):
 
     seed: int = Field(0, ge=0)
     """Seed of the subsamples on which the stability of edges is measured."""
+
+
+class PublishSettings(_Settings):
+    """From what a run has found to a published version."""
+
+    gates: tuple[Gate, ...] = ()
+    """Bars that a version must reach, or it is published as rejected and never becomes latest:
+    `{metric: explained_variance, at_least: 0.6, per_level: true}`. Metrics of the whole version
+    are `graph.…` and `continuity.kept_share`; the latter is not asked of the first version."""
 
 
 class ResourceSettings(_Settings):

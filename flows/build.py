@@ -90,6 +90,7 @@ def _steps(recipe: Recipe) -> Iterator[Reference]:
         levels,
         recipe.model_dump(mode="json", exclude={"store", "resources"}),
         recipe.encode,
+        recipe.publish,
         activations,
         dictionaries,
         codes,

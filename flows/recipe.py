@@ -19,6 +19,7 @@ from compute.settings import (
     LearnSettings,
     LevelSettings,
     ModelSettings,
+    PublishSettings,
     RecoverSettings,
     ResourceSettings,
 )
@@ -71,6 +72,7 @@ class Recipe(BaseModel):
     learn: LearnSettings = LearnSettings()
     encode: EncodeSettings = EncodeSettings()
     recover: RecoverSettings = RecoverSettings()
+    publish: PublishSettings = PublishSettings()
     resources: Resources = Resources()
 
     @model_validator(mode="after")

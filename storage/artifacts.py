@@ -238,6 +238,29 @@ class Registry:
             artifact.verify()
         return artifact
 
+    def ancestors(
+        self, name: str, version: int | str = LATEST, *, most: int = 10
+    ) -> list[Artifact]:
+        """A version and those that it follows, up to `most` of them, oldest first.
+
+        The line ends where a version follows none or one that has been removed. Files are verified
+        when they are read.
+
+        Raises
+        ------
+        UnknownVersion
+            If there is no such version or alias.
+        """
+        from storage.shelves import UnknownVersion
+
+        found = [self.load(name, version, verify=False)]
+        while len(found) < most and (parent := found[-1].manifest.parent) is not None:
+            try:
+                found.append(self.load(name, parent, verify=False))
+            except UnknownVersion:
+                break
+        return found[::-1]
+
     def aliases(self, name: str) -> dict[str, int]:
         """Where every alias points, `latest` included.
 

@@ -12,9 +12,10 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from storage.graphs import ConceptGraph
     from storage.versions import Artifact
 
-__all__ = ["Change", "Comparison", "compare"]
+__all__ = ["Change", "Comparison", "compare", "compare_graphs", "node_differences"]
 
 Fate = Literal["kept", "changed", "born", "gone"]
 
@@ -86,26 +87,41 @@ class Comparison:
 
 def compare(old: Artifact, new: Artifact) -> Comparison:
     """Compare two versions of an artifact."""
-    old_keys, new_keys = _identities(old, new)
+    keys = _identities(old.graph, new.graph) or _aligned_identities(old, new)
+    concepts, edges = _fates(old.graph, new.graph, *keys)
+    return Comparison(old.name, old.version, new.version, concepts, edges)
+
+
+def compare_graphs(
+    old: ConceptGraph, new: ConceptGraph
+) -> tuple[tuple[Change, ...], tuple[Change, ...]] | None:
+    """Fates of the concepts and of the edges of two graphs; None if one names no identities."""
+    keys = _identities(old, new)
+    return None if keys is None else _fates(old, new, *keys)
+
+
+def _fates(
+    old: ConceptGraph, new: ConceptGraph, old_keys: dict[str, str], new_keys: dict[str, str]
+) -> tuple[tuple[Change, ...], tuple[Change, ...]]:
     nodes = (
-        {old_keys[row["id"]]: row for row in old.graph.nodes.to_pylist()},
-        {new_keys[row["id"]]: row for row in new.graph.nodes.to_pylist()},
+        {old_keys[row["id"]]: row for row in old.nodes.to_pylist()},
+        {new_keys[row["id"]]: row for row in new.nodes.to_pylist()},
     )
     edges = (
-        {(old_keys[r["source"]], old_keys[r["target"]]): r for r in old.graph.edges.to_pylist()},
-        {(new_keys[r["source"]], new_keys[r["target"]]): r for r in new.graph.edges.to_pylist()},
+        {(old_keys[r["source"]], old_keys[r["target"]]): r for r in old.edges.to_pylist()},
+        {(new_keys[r["source"]], new_keys[r["target"]]): r for r in new.edges.to_pylist()},
     )
     labels = {key: _label(row) for side in nodes for key, row in side.items()}
-    concepts = [
-        _change(*pair, _label(pair[1] or pair[0]), _node_differences)
+    concepts = tuple(
+        _change(*pair, _label(pair[1] or pair[0]), node_differences)
         for key, pair in _joined(*nodes)
         if (pair[0] or pair[1])["level"] > 0
-    ]
-    links = [
+    )
+    links = tuple(
         _change(*pair, f"{labels[key[0]]} → {labels[key[1]]}", _edge_differences)
         for key, pair in _joined(*edges)
-    ]
-    return Comparison(old.name, old.version, new.version, tuple(concepts), tuple(links))
+    )
+    return concepts, links
 
 
 def _joined(old: dict[Any, Any], new: dict[Any, Any]) -> list[tuple[Any, tuple[Any, Any]]]:
@@ -147,7 +163,8 @@ def _show(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _node_differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+def node_differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """What a concept's two rows differ in, noticeably: old and new value by column."""
     found = {key: (old[key], new[key]) for key in _NAMED if old[key] != new[key]}
     low, high = sorted((old["frequency"] or 0.0, new["frequency"] or 0.0))
     known = old["frequency"] is not None and new["frequency"] is not None
@@ -164,21 +181,41 @@ def _edge_differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tup
     return found
 
 
-def _identities(old: Artifact, new: Artifact) -> tuple[dict[str, str], dict[str, str]]:
-    """A key for every node of both versions; equal keys mean the same variable or concept."""
+Keys = tuple[dict[str, str], dict[str, str]]
+
+
+def _identities(old: ConceptGraph, new: ConceptGraph) -> Keys | None:
+    """A key for every node of both graphs, the same for the same variable or concept.
+
+    None if a concept of either has no identity.
+    """
+    sides = [graph.nodes.to_pylist() for graph in (old, new)]
+    if any(row["concept"] is None for side in sides for row in side if row["level"] > 0):
+        return None
+    named = [{row["id"]: row["concept"] for row in side if row["level"] > 0} for side in sides]
+    observed = _observed(sides)
+    return named[0] | observed[0], named[1] | observed[1]
+
+
+def _aligned_identities(old: Artifact, new: Artifact) -> Keys:
+    """The same for versions whose concepts have no identity, by what their directions say."""
     sides = [artifact.graph.nodes.to_pylist() for artifact in (old, new)]
-    named = all(row["concept"] is not None for side in sides for row in side if row["level"] > 0)
+    observed = _observed(sides)
+    concepts = {row["id"]: f"old {row['id']}" for row in sides[0] if row["level"] > 0}
+    return concepts | observed[0], _aligned_keys(old, new, sides[1]) | observed[1]
+
+
+def _observed(sides: list[list[dict[str, Any]]]) -> Keys:
     by_label = all(_labels_are_unique(side) for side in sides)
-    keys: tuple[dict[str, str], dict[str, str]] = ({}, {})
-    for side, found in zip(sides, keys):
-        for row in side:
-            if row["level"] == 0:
-                found[row["id"]] = f"0:{row['label']}" if by_label else row["id"]
-            else:
-                found[row["id"]] = row["concept"] if named else f"old {row['id']}"
-    if not named:
-        keys[1].update(_aligned_keys(old, new, sides))
-    return keys
+    old, new = (
+        {
+            row["id"]: f"0:{row['label']}" if by_label else row["id"]
+            for row in side
+            if row["level"] == 0
+        }
+        for side in sides
+    )
+    return old, new
 
 
 def _labels_are_unique(rows: list[dict[str, Any]]) -> bool:
@@ -186,9 +223,7 @@ def _labels_are_unique(rows: list[dict[str, Any]]) -> bool:
     return None not in labels and len(set(labels)) == len(labels)
 
 
-def _aligned_keys(
-    old: Artifact, new: Artifact, sides: list[list[dict[str, Any]]]
-) -> dict[str, str]:
+def _aligned_keys(old: Artifact, new: Artifact, rows: list[dict[str, Any]]) -> dict[str, str]:
     from storage.alignment import align
 
     partners: dict[str, str] = {}
@@ -200,5 +235,5 @@ def _aligned_keys(
             )
             for i, j in zip(pairs.old.tolist(), pairs.new.tolist()):
                 partners[f"{entry.level}:{j}"] = f"old {entry.level}:{i}"
-    concepts = [row["id"] for row in sides[1] if row["level"] > 0]
+    concepts = [row["id"] for row in rows if row["level"] > 0]
     return {node_id: partners.get(node_id, f"new {node_id}") for node_id in concepts}

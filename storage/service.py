@@ -2,20 +2,26 @@
 
 Everything that it serves under a version's number is immutable and carries a strong ETag, so that a
 client asks once; what an alias names may change and is revalidated. It listens on this machine
-alone unless told otherwise, and asks for a bearer token if one is set (``STRATA_TOKEN``).
+alone unless told otherwise, and asks for a token if one is set (``STRATA_TOKEN``): programs send it
+as a bearer token, browsers as the password of any user. ``/`` lists all versions for people, and
+``/artifacts/NAME/VERSION/`` shows the atlas of one.
 """
 
 from __future__ import annotations
 
 import hmac
 import os
+from base64 import b64decode
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, HTTPException, Path, Query, Request, Response
-from fastapi.responses import JSONResponse
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.security import (
+    HTTPAuthorizationCredentials,
+    HTTPBearer,
+)
 
 from storage.artifacts import (
     Artifact,
@@ -26,13 +32,16 @@ from storage.artifacts import (
     Registry,
     UnknownArtifact,
 )
+from storage.index_page import index_page
 from storage.records import canonical_json, digest
+from storage.versions import REPORT_FILE
 
 __all__ = ["create_app", "serve"]
 
 TOKEN_VARIABLE = "STRATA_TOKEN"  # noqa: S105 - the name of the variable, not the token
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _OPEN_ARTIFACTS = 16
+_RENDERED_PAGES = 4
 _FOREVER = "private, max-age=31536000, immutable"
 _REVALIDATE = "private, no-cache"
 _MEDIA_TYPES = {
@@ -48,7 +57,13 @@ _REPORT_POLICY = (
     "font-src data:; sandbox allow-scripts"
 )
 
-_BEARER = HTTPBearer(auto_error=False, description="The token that the service was started with")
+_INDEX_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+
+_BEARER = HTTPBearer(
+    auto_error=False,
+    description="The token that the service was started with; browsers send it as the password of "
+    "any user (Basic)",
+)
 _PROBLEM: dict[str, Any] = {"content": {"application/json": {"schema": {"type": "object"}}}}
 
 Name = Annotated[str, Path(description="Name of the artifact")]
@@ -68,13 +83,17 @@ def create_app(registry: Registry, *, token: str | None = None) -> FastAPI:
     """
 
     def authorise(
-        given: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)],
+        request: Request,
+        bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)],
     ) -> None:
         if token is None:
             return
-        offered = given.credentials if given is not None else ""
+        header = request.headers.get("authorization", "")
+        offered = bearer.credentials if bearer is not None else _password(header)
         if not hmac.compare_digest(offered.encode(), token.encode()):
-            raise HTTPException(401, "a valid token is needed", {"WWW-Authenticate": "Bearer"})
+            raise HTTPException(
+                401, "a valid token is needed", {"WWW-Authenticate": 'Bearer, Basic realm="strata"'}
+            )
 
     app = FastAPI(
         title="Strata artifacts",
@@ -121,19 +140,39 @@ def create_app(registry: Registry, *, token: str | None = None) -> FastAPI:
         fixed = version.removeprefix("v").isdigit()
         return opened(name, reference.version), fixed
 
-    def answer(request: Request, data: bytes, media_type: str, *, fixed: bool) -> Response:
-        tag = f'"{digest(data)}"'
+    @lru_cache(maxsize=_RENDERED_PAGES)
+    def rendered(name: str, version: int) -> bytes:
+        from storage.atlas import render
+        from storage.atlas.published import published_atlas
+
+        return render(published_atlas(opened(name, version))).encode()
+
+    def answer(
+        request: Request,
+        data: Callable[[], bytes],
+        media_type: str,
+        *,
+        fixed: bool,
+        sha256: str | None = None,
+        policy: str | None = None,
+    ) -> Response:
+        """An answer with its ETag; what the client has already, by its digest, is not read."""
+        body = data() if sha256 is None else None
+        tag = f'"{sha256 if body is None else digest(body)}"'
         headers = {
             "ETag": tag,
             "Cache-Control": _FOREVER if fixed else _REVALIDATE,
             "X-Content-Type-Options": "nosniff",
         }
+        if policy is not None:
+            headers["Content-Security-Policy"] = policy
         if _matches(request.headers.get("if-none-match", ""), tag):
             return Response(status_code=304, headers=headers)
-        return Response(data, media_type=media_type, headers=headers)
+        content = data() if body is None else body
+        return Response(content, media_type=media_type, headers=headers)
 
     def answer_json(request: Request, value: Any, *, fixed: bool) -> Response:
-        return answer(request, canonical_json(value), "application/json", fixed=fixed)
+        return answer(request, lambda: canonical_json(value), "application/json", fixed=fixed)
 
     def node_answer(
         request: Request, name: str, version: str, node: str, ask: Callable[[Artifact], Any]
@@ -163,8 +202,7 @@ def create_app(registry: Registry, *, token: str | None = None) -> FastAPI:
     def manifest(request: Request, name: Name, version: Version) -> Response:
         """The manifest of a version."""
         artifact, fixed = find(name, version)
-        data = artifact.manifest.to_bytes()
-        return answer(request, data, "application/json", fixed=fixed)
+        return answer(request, artifact.manifest.to_bytes, "application/json", fixed=fixed)
 
     @app.get("/artifacts/{name}/versions/{version}/files/{path:path}", response_class=Response)
     def file(request: Request, name: Name, version: Version, path: str) -> Response:
@@ -175,14 +213,49 @@ def create_app(registry: Registry, *, token: str | None = None) -> FastAPI:
             raise HTTPException(404, f"{name} version {artifact.version} has no such file")
         suffix = path.rsplit(".", 1)[-1]
         media_type = _MEDIA_TYPES.get(suffix, "application/octet-stream")
-        response = answer(request, artifact.read(path), media_type, fixed=fixed)
-        response.headers["Content-Security-Policy"] = _REPORT_POLICY
-        return response
+        return answer(
+            request,
+            lambda: artifact.read(path),
+            media_type,
+            fixed=fixed,
+            sha256=artifact.manifest.files[path].sha256,
+            policy=_REPORT_POLICY,
+        )
 
     @app.get("/artifacts/{name}/versions/{version}/report", response_class=Response)
     def report(request: Request, name: Name, version: Version) -> Response:
         """The report of a version, a page for the browser."""
-        return file(request, name, version, "report.html")
+        return file(request, name, version, REPORT_FILE)
+
+    @app.get("/", response_class=HTMLResponse)
+    def index(request: Request) -> Response:
+        """All artifacts and their versions, a page for the browser."""
+        found = {
+            name: (registry.versions(name), registry.aliases(name)) for name in registry.names()
+        }
+        return answer(
+            request,
+            lambda: index_page(found),
+            _MEDIA_TYPES["html"],
+            fixed=False,
+            policy=_INDEX_POLICY,
+        )
+
+    @app.get("/artifacts/{name}/{version}/", response_class=HTMLResponse)
+    def atlas(request: Request, name: Name, version: Version) -> Response:
+        """The atlas of a version, a page for the browser."""
+        artifact, fixed = find(name, version)
+        if REPORT_FILE in artifact.manifest.files:
+            return file(request, name, version, REPORT_FILE)
+        if "graph/nodes.parquet" not in artifact.manifest.files:
+            raise HTTPException(404, f"{name} version {artifact.version} has no page and no graph")
+        return answer(
+            request,
+            lambda: rendered(name, artifact.version),
+            _MEDIA_TYPES["html"],
+            fixed=fixed,
+            policy=_REPORT_POLICY,
+        )
 
     @app.get("/artifacts/{name}/versions/{version}/nodes/{node}")
     def node(request: Request, name: Name, version: Version, node: Node) -> Response:
@@ -255,6 +328,17 @@ def serve(url: str, *, host: str = "127.0.0.1", port: int = 8420, token: str | N
     import uvicorn
 
     uvicorn.run(create_app(Registry(url), token=token), host=host, port=port, log_level="warning")
+
+
+def _password(header: str) -> str:
+    """The password of an ``Authorization: Basic`` header, or the empty string."""
+    scheme, _, encoded = header.partition(" ")
+    if scheme.lower() != "basic":
+        return ""
+    try:
+        return b64decode(encoded, validate=True).decode().partition(":")[2]
+    except ValueError:
+        return ""
 
 
 def _matches(header: str, tag: str) -> bool:

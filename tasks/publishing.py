@@ -11,11 +11,14 @@ from prefect import task
 from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.logging import get_run_logger
 
-from compute.settings import INPUT_KINDS, EncodeSettings, LevelSettings
-from storage.artifacts import Registry, UnknownArtifact
+from compute.settings import INPUT_KINDS, EncodeSettings, LevelSettings, PublishSettings
+from storage.activations import ActivationSet
+from storage.artifacts import Artifact, Registry, UnknownArtifact
+from storage.codes import CodeSet
 from storage.locations import Location
-from storage.records import digest, fingerprint
+from storage.records import fingerprint
 from storage.references import Reference
+from tasks.announcing import announce
 from tasks.planning import code_commit, package_versions
 from tasks.progress import step_progress
 from tasks.steps import read_graph
@@ -23,7 +26,7 @@ from tasks.steps import read_graph
 __all__ = ["publish", "registry_of"]
 
 # Raised when publishing comes to put something else into an artifact.
-PUBLISH_VERSION = 1
+PUBLISH_VERSION = 2
 
 
 def registry_of(store: str) -> Registry:
@@ -40,6 +43,7 @@ def publish(
     levels: Sequence[LevelSettings],
     settings: dict[str, Any],
     encode_settings: EncodeSettings,
+    publish_settings: PublishSettings,
     activations: Reference,
     dictionaries: Reference,
     codes: Reference,
@@ -49,7 +53,8 @@ def publish(
     logger = get_run_logger()
     registry = registry_of(store)
     upstream = [step.fingerprint for step in (activations, dictionaries, codes, graph)]
-    described = {"name": name, "title": title, "description": description}
+    gates = publish_settings.model_dump(mode="json")
+    described = {"name": name, "title": title, "description": description} | gates
     mark = fingerprint("publish", PUBLISH_VERSION, described, upstream)
     location = Reference.folder(Location(store), "publish", mark)
     found = Reference.find(location)
@@ -62,25 +67,36 @@ def publish(
         findings = _findings(levels, encode_settings, activations, dictionaries, codes, graph)
         progress(1, 3)
         from compute import publication
+        from compute.continuity import continue_from
 
-        files: dict[str, Any] = publication.artifact_files(findings, dictionaries.location)
-        created_at = datetime.now(UTC).replace(microsecond=0)
-        # The page names its version before the registry has given the number. Should another
-        # publisher of the same name come between, the manifest is right and the page is one off.
-        known = registry.versions(name) if name in registry.names() else []
-        version = max((v.version for v in known), default=0) + 1
-        steps = [(step.step, step.seconds) for step in (activations, dictionaries, codes, graph)]
-        data = publication.atlas_data(
+        ancestors = _ancestors(registry, name)
+        continuity = continue_from(
+            ancestors,
             findings,
-            name=name,
-            version=version,
-            created_at=created_at,
-            title=title or name,
-            description=description,
-            facts=_facts(settings, activations, dictionaries),
-            steps=steps,
+            ActivationSet(activations.location),
+            CodeSet(codes.location),
+            dictionaries.location,
         )
-        files["report.html"] = publication.report_page(data)
+        findings = continuity.findings
+        files = publication.artifact_files(findings, dictionaries.location)
+        created_at = datetime.now(UTC).replace(microsecond=0)
+        steps = [(step.step, step.seconds) for step in (activations, dictionaries, codes, graph)]
+
+        def report(version: int, _parent: int | None) -> bytes:
+            data = publication.atlas_data(
+                findings,
+                name=name,
+                version=version,
+                created_at=created_at,
+                title=title or name,
+                description=description,
+                facts=_facts(settings, activations, dictionaries),
+                steps=steps,
+                histories=continuity.histories(version),
+                changes=continuity.changes,
+            )
+            return publication.report_page(data)
+
         progress(2, 3)
         lineage = {
             "model": settings["model"]["source"],
@@ -100,8 +116,20 @@ def publish(
             fingerprint=mark,
             lineage=lineage,
             levels=publication.describe_levels(findings),
-            metrics={"levels": dictionaries.summary["levels"], "graph": graph.summary},
+            metrics={
+                "levels": dictionaries.summary["levels"],
+                "graph": graph.summary,
+                "continuity": continuity.metrics,
+            },
+            # Nothing can be asked of the continuity of a first version.
+            gates=[
+                gate
+                for gate in publish_settings.gates
+                if ancestors or not gate.metric.startswith("continuity.")
+            ],
+            parent=ancestors[-1].version if ancestors else None,
             created_at=created_at,
+            pages={"report.html": report},
         )
         progress(3, 3)
     reference = Reference(
@@ -117,10 +145,17 @@ def publish(
             "report": f"{published.url.rstrip('/')}/report.html",
             "levels": dictionaries.summary["levels"],
             "graph": graph.summary,
-            "report_sha256": digest(files["report.html"]),
+            "status": published.status,
+            "rejections": list(published.rejections),
+            "report_sha256": registry.load(name, published.version, verify=False)
+            .manifest.files["report.html"]
+            .sha256,
         },
     )
     reference.save()
+    for reason in published.rejections:
+        logger.warning("%s v%d is rejected: %s", name, published.version, reason)
+    announce(published, upstream=[activations.url])
     _show(reference)
     return reference
 
@@ -135,8 +170,6 @@ def _findings(
 ) -> Any:
     from compute.publication import gather_findings
     from compute.sources import load_samples
-    from storage.activations import ActivationSet
-    from storage.codes import CodeSet
 
     return gather_findings(
         ActivationSet(activations.location),
@@ -170,6 +203,14 @@ def _facts(
             f"{learn['architecture']}, {learn['n_concepts']:,} concepts, k {learn['k']}",
         ),
     ]
+
+
+def _ancestors(registry: Registry, name: str) -> list[Artifact]:
+    """The newest version that was not rejected and those before it, oldest first."""
+    try:
+        return registry.ancestors(name)
+    except UnknownArtifact:
+        return []
 
 
 def _is_published(registry: Registry, name: str, version: int) -> bool:

@@ -6,6 +6,7 @@ page = render(AtlasData(...))           # one HTML string, works offline and fro
 
 from storage.atlas.data import (
     AtlasData,
+    Changes,
     Concept,
     Edge,
     Example,
@@ -21,6 +22,7 @@ from storage.atlas.page import render
 
 __all__ = [
     "AtlasData",
+    "Changes",
     "Concept",
     "Edge",
     "Example",

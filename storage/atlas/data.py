@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 __all__ = [
     "AtlasData",
+    "Changes",
     "Concept",
     "Edge",
     "Example",
@@ -64,6 +65,9 @@ ImageUri = Annotated[str, AfterValidator(_image_uri)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+Fate = Literal["kept", "changed", "born", "gone"]
 
 
 class _Model(BaseModel):
@@ -316,6 +320,25 @@ class Edge(_Model):
     effect: Finite | None = None
 
 
+class Changes(_Model):
+    """What has become of concepts and edges since an earlier version.
+
+    Parameters
+    ----------
+    since
+        The version that is compared with.
+    concepts, edges
+        Numbers of ``kept``, ``changed``, ``born`` and ``gone`` ones.
+    gone
+        Labels of concepts that are gone; may be a part of them.
+    """
+
+    since: Annotated[int, Field(ge=1)]
+    concepts: dict[Fate, Annotated[int, Field(ge=0)]]
+    edges: dict[Fate, Annotated[int, Field(ge=0)]]
+    gone: tuple[str, ...] = ()
+
+
 class AtlasData(_Model):
     """Everything on one atlas page.
 
@@ -336,6 +359,7 @@ class AtlasData(_Model):
     levels: tuple[Level, ...]
     concepts: tuple[Concept, ...]
     edges: tuple[Edge, ...] = ()
+    changes: Changes | None = None
 
     @model_validator(mode="after")
     def _is_one_hierarchy(self) -> Self:

@@ -66,6 +66,7 @@ def _core(data: AtlasData) -> dict[str, Any]:
             "description": data.description,
             "facts": data.facts,
             "steps": data.steps,
+            "changes": data.changes.model_dump() if data.changes is not None else None,
         },
         "levels": [level.model_dump() for level in sorted(data.levels, key=lambda lv: lv.level)],
         "concepts": {

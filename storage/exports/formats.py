@@ -124,8 +124,8 @@ def _dashboards(artifact: Artifact, level: LevelEntry) -> Iterator[ConceptDashbo
     except KeyError:
         return
     for record in records:
-        # Examples of images have no tokens, and these rows have no place for anything else.
-        if record.get("tokens"):
+        # An image's values lie on patches, for which these rows have no place.
+        if record.get("tokens") and len(record["tokens"]) == len(record["values"]):
             examples.setdefault(int(record["index"]), []).append(record)
     dictionary = artifact.dictionary(level.level)
     frequency = dictionary.log10_frequency

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 
 import pytest
 
@@ -114,7 +115,9 @@ def test_a_token_is_asked_for_everywhere(registry):
     app = create_app(registry, token="s3cret")
     client = TestClient(app, raise_server_exceptions=False)
     paths = [
+        "/",
         "/artifacts",
+        "/artifacts/toy/1/",
         "/openapi.json",
         "/artifacts/toy/versions/1/report",
         "/artifacts/no/aliases",
@@ -123,9 +126,11 @@ def test_a_token_is_asked_for_everywhere(registry):
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic s3cret"}):
             response = client.get(path, headers=headers)
             assert response.status_code == 401, path
-            assert response.headers["www-authenticate"] == "Bearer"
-    allowed = {"Authorization": "Bearer s3cret"}
-    assert client.get("/artifacts", headers=allowed).json() == ["toy"]
+            assert response.headers["www-authenticate"].startswith("Bearer")
+    browser = b64encode(b"anyone:s3cret").decode()
+    for allowed in ("Bearer s3cret", f"Basic {browser}"):
+        answer = client.get("/artifacts", headers={"Authorization": allowed})
+        assert answer.json() == ["toy"]
 
 
 def test_it_is_read_only(client):
@@ -146,3 +151,59 @@ def test_the_world_is_served_only_with_a_token(tmp_path, monkeypatch):
     monkeypatch.delenv("STRATA_TOKEN", raising=False)
     with pytest.raises(ValueError, match="STRATA_TOKEN"):
         serve(str(tmp_path), host="0.0.0.0")
+
+
+def test_people_find_every_version_and_its_atlas(client, registry):
+    registry.publish("bare", {f"graph/{k}": v for k, v in GRAPH.files().items()}, fingerprint="3")
+    registry.publish(
+        "bare", {"notes.txt": b""}, fingerprint="4", status="rejected", rejections=["no fit"]
+    )
+    index = client.get("/")
+    assert index.headers["content-type"].startswith("text/html")
+    for link in ("artifacts/toy/1/", "artifacts/toy/2/", "artifacts/bare/1/"):
+        assert f'href="{link}"' in index.text
+    assert ">production<" in index.text
+    assert ">rejected<" in index.text
+    assert client.get("/artifacts/toy/production/").text == "<!doctype html>1"
+    # A version that brought no page is drawn from its graph.
+    drawn = client.get("/artifacts/bare/1/")
+    assert "<title>bare, version 1" in drawn.text
+    assert "default-src 'none'" in drawn.headers["content-security-policy"]
+    assert client.get("/artifacts/bare/2/").status_code == 404
+    again = client.get("/artifacts/bare/1/", headers={"If-None-Match": drawn.headers["etag"]})
+    assert again.status_code == 304
+
+
+def test_what_the_client_has_is_not_read_again(client, registry):
+    etag = client.get("/artifacts/toy/versions/1/report").headers["etag"]
+    (registry.load("toy", 1).path / "report.html").unlink()
+    again = client.get("/artifacts/toy/versions/1/report", headers={"If-None-Match": etag})
+    assert again.status_code == 304
+
+
+def test_no_request_of_the_schema_breaks_it(registry):
+    """Schemathesis sends what the service's own schema allows, and what it does not allow."""
+    import schemathesis
+    from hypothesis import HealthCheck, Phase, given, settings
+    from hypothesis import strategies as st
+    from schemathesis import GenerationMode
+
+    schema = schemathesis.openapi.from_asgi("/openapi.json", create_app(registry))
+    operations = [operation.ok() for operation in schema.get_all_operations()]
+    assert len(operations) == 12
+    modes = (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)
+    cases = st.one_of([o.as_strategy(generation_mode=mode) for o in operations for mode in modes])
+
+    @settings(
+        max_examples=300,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(cases)
+    def sent(case):
+        assert case.call().status_code < 500
+
+    sent()

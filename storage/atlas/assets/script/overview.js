@@ -16,6 +16,7 @@ function overviewPage(model) {
       el("p", { class: "sub" }, el("span", { class: "id" }, `${run.name} v${run.version}`), el("time", { datetime: run.createdAt }, when(run.createdAt)))),
     tallies(model),
     fitTable(model),
+    run.changes ? changeTable(run.changes) : null,
     landmarks(model),
     run.facts.length > 0 ? factList(run.facts) : null,
     run.steps.length > 0 ? stepList(run.steps) : null,
@@ -59,6 +60,17 @@ function fitTable(model) {
           level.hookpoint ? el("code", { class: "hook" }, level.hookpoint) : null),
         el("td", { class: "num" }, count.format(level.n_concepts)),
         keys.map((key) => cell(key, level.metrics[key]))))))));
+}
+
+function changeTable(changes) {
+  const fates = ["kept", "changed", "born", "gone"];
+  const row = (name, counts) => el("tr", {}, el("th", { scope: "row" }, name), fates.map((fate) => el("td", { class: "num" }, count.format(counts[fate] ?? 0))));
+  return el("section", { class: "card" },
+    el("div", { class: "card-head" }, el("h3", {}, "What has changed"), el("span", { class: "note" }, `since version ${changes.since}`)),
+    el("div", { class: "table-wrap" }, el("table", { class: "fit changes" },
+      el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "Fate"), fates.map((fate) => el("th", { scope: "col", class: "num" }, fate.replace(/^./, (first) => first.toUpperCase()))))),
+      el("tbody", {}, row("Concepts", changes.concepts), row("Edges", changes.edges)))),
+    changes.gone.length > 0 ? el("p", {}, "Gone: ", changes.gone.map(seen).join(", ")) : null);
 }
 
 // The best connected concepts of every level: doors into the map.
