@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hmac
 import os
+import time
 from base64 import b64decode
 from collections.abc import Callable
 from functools import lru_cache
@@ -134,11 +135,18 @@ def create_app(registry: Registry, *, token: str | None = None) -> FastAPI:
     def opened(name: str, version: int) -> Artifact:
         return registry.load(name, version, verify=False)
 
+    @lru_cache(maxsize=_OPEN_ARTIFACTS)
+    def recently(name: str, version: str, _second: int) -> int:
+        # A number means the same for ever, unless its version is removed: one look a second at the
+        # registry finds that out soon enough.
+        return registry.resolve(name, version).version
+
     def find(name: str, version: str) -> tuple[Artifact, bool]:
         """The artifact, and whether it was named by its number and so will never be another."""
-        reference = registry.resolve(name, version)
         fixed = version.removeprefix("v").isdigit()
-        return opened(name, reference.version), fixed
+        if fixed:
+            return opened(name, recently(name, version, int(time.monotonic()))), True
+        return opened(name, registry.resolve(name, version).version), False
 
     @lru_cache(maxsize=_RENDERED_PAGES)
     def rendered(name: str, version: int) -> bytes:

@@ -1,5 +1,6 @@
 """The atlas in a real browser: drawn, quick, reachable by keyboard, quiet."""
 
+import importlib.resources
 import os
 from pathlib import Path
 
@@ -9,9 +10,6 @@ from storage.atlas import AtlasData, Concept, Edge, Level, TokenExample, render
 from tests.storage.atlas.synthetic import synthetic_atlas
 
 pytestmark = pytest.mark.browser
-
-AXE = os.environ.get("AXE_CORE")
-"""Path of axe.min.js (``npm pack axe-core``); never downloaded by a test."""
 
 
 @pytest.fixture(scope="session")
@@ -95,6 +93,18 @@ def test_a_deep_link_shows_examples_parents_children_and_history(visit, small):
     page.wait_for_function(
         "id => document.querySelector('#panel .id').textContent === id", arg=edge.target
     )
+
+
+def test_the_overview_tells_what_has_changed(visit, small):
+    page = visit(small)
+    section = page.locator("section", has=page.locator("h3", has_text="What has changed"))
+    rows = section.locator("tbody tr").all_inner_texts()
+    assert [row.split() for row in rows] == [
+        ["Concepts", "90", "7", "3", "2"],
+        ["Edges", "200", "30", "20", "10"],
+    ]
+    assert "since version 2" in section.inner_text()
+    assert "Gone: <b>frost</b>, tide" in section.inner_text()
 
 
 def test_an_unknown_concept_leads_to_the_overview(visit, small):
@@ -301,13 +311,13 @@ def slack() -> float:
     return max(1.0, load / (os.cpu_count() or 1))
 
 
-@pytest.mark.skipif(AXE is None, reason="set AXE_CORE to the path of axe.min.js to run axe-core")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1280])
 @pytest.mark.parametrize("fragment", ["", "#view=map", "#view=concepts", "#concept=2:3"])
 def test_axe_finds_no_serious_issue(visit, small, fragment, width, scheme):
     page = visit(small, fragment=fragment, width=width, color_scheme=scheme, bypass_csp=True)
-    page.evaluate(Path(AXE).read_text(encoding="utf-8"))
+    axe = importlib.resources.files("axe_playwright_python") / "axe.min.js"
+    page.evaluate(axe.read_text(encoding="utf-8"))
     found = page.evaluate(
         "axe.run().then((r) => r.violations.map((v) => [v.id, v.impact, v.nodes[0].html]))"
     )

@@ -16,6 +16,7 @@ import numpy as np
 
 from storage.atlas import (
     AtlasData,
+    Changes,
     Concept,
     Edge,
     Example,
@@ -173,6 +174,12 @@ def synthetic_atlas(
         levels=levels,
         concepts=tuple(concepts),
         edges=tuple(edges.values()),
+        changes=Changes(
+            since=2,
+            concepts={"kept": 90, "changed": 7, "born": 3, "gone": 2},
+            edges={"kept": 200, "changed": 30, "born": 20, "gone": 10},
+            gone=("<b>frost</b>", "tide"),
+        ),
     )
 
 
