@@ -97,7 +97,7 @@ def test_a_deep_link_shows_examples_parents_children_and_history(visit, small):
 
 def test_the_overview_tells_what_has_changed(visit, small):
     page = visit(small)
-    section = page.locator("section", has=page.locator("h3", has_text="What has changed"))
+    section = page.locator("section.card", has=page.locator("h3", has_text="What has changed"))
     rows = section.locator("tbody tr").all_inner_texts()
     assert [row.split() for row in rows] == [
         ["Concepts", "90", "7", "3", "2"],
