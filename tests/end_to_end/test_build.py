@@ -138,6 +138,14 @@ def test_a_changed_setting_recomputes_only_what_follows(built, recipe, artifact)
     assert [v.version for v in registry.versions("tiny")] == [1, 2]
     assert registry.load("tiny").manifest.parent == 1
     assert registry.load("tiny").manifest.content_hash != artifact.manifest.content_hash
+    registry = Registry((Location(recipe.store) / "artifacts").url)
+    second = registry.load("tiny", again["publish"].summary["version"])
+    assert second.manifest.parent == artifact.version
+    before = set(artifact.graph.nodes["concept"].drop_null().to_pylist())
+    after = set(second.graph.nodes["concept"].drop_null().to_pylist())
+    told = second.manifest.metrics["continuity"]
+    assert 0 < len(before & after) == told["concepts"]["kept"] + told["concepts"]["changed"]
+    assert told["kept_share"] == pytest.approx(len(before & after) / len(before))
 
 
 def test_an_equal_run_elsewhere_with_two_workers_has_the_same_content(built, recipe, tmp_path):
