@@ -40,7 +40,7 @@ class _SpriteData(_Settings):
 class AutoencoderSettings(_SpriteData):
     """What decides the autoencoder."""
 
-    autoencoder_steps: int = Field(500, ge=1, le=1_000_000)
+    autoencoder_steps: int = Field(2000, ge=1, le=1_000_000)
     """Optimiser steps of the autoencoder."""
 
     autoencoder_batch: int = Field(16, ge=1, le=4096)
@@ -66,7 +66,7 @@ class TextSettings(_SpriteData):
 class DenoiserSettings(_Settings):
     """What decides a denoiser, its data apart."""
 
-    denoiser_steps: int = Field(2000, ge=1, le=10_000_000)
+    denoiser_steps: int = Field(4000, ge=1, le=10_000_000)
     """Optimiser steps of the denoiser."""
 
     denoiser_batch: int = Field(32, ge=1, le=4096)
