@@ -256,7 +256,7 @@ def look(
         from compute.models.language_facts import LanguageFacts
 
         language = LanguageFacts.read(model.source, gguf_file=model.gguf_file)
-        language.check([level.hookpoint for level in levels])
+        language.check(_places(levels))
         return TextSources(
             model=model,
             levels=tuple(levels),

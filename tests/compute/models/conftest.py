@@ -135,14 +135,15 @@ def clip_text(projection: bool = False, width: int = 16) -> CLIPTextModel:
     return (CLIPTextModelWithProjection if projection else CLIPTextModel)(config)
 
 
-def vae(channels: int = 4) -> diffusers.AutoencoderKL:
+def vae(shift: float | None = None) -> diffusers.AutoencoderKL:
     return diffusers.AutoencoderKL(
         block_out_channels=(8, 8),
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=channels,
+        latent_channels=4,
         norm_num_groups=4,
         sample_size=16,
+        shift_factor=shift,
     )
 
 
@@ -195,7 +196,7 @@ def stable_diffusion_3() -> diffusers.StableDiffusion3Pipeline:
     return diffusers.StableDiffusion3Pipeline(
         transformer=transformer,
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=vae(),
+        vae=vae(shift=0.1),
         text_encoder=clip_text(projection=True),
         tokenizer=clip_tokenizer(),
         text_encoder_2=clip_text(projection=True),
@@ -222,7 +223,7 @@ def flux() -> diffusers.FluxPipeline:
     )
     return diffusers.FluxPipeline(
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
-        vae=vae(),
+        vae=vae(shift=0.1),
         text_encoder=clip_text(),
         tokenizer=clip_tokenizer(),
         text_encoder_2=T5EncoderModel(t5),
