@@ -62,9 +62,7 @@ def test_the_places_are_in_the_large_model(name):
 
 
 @pytest.mark.parametrize("name", LARGE)
-def test_a_tiny_model_of_the_same_classes_runs(
-    name, save_language_model, save_pipeline, tmp_path
-):
+def test_a_tiny_model_of_the_same_classes_runs(name, save_language_model, save_pipeline, tmp_path):
     family, place = TINY[name]
     recipe = load_recipe(name)
     language = recipe.model.kind == "language"
@@ -77,9 +75,7 @@ def test_a_tiny_model_of_the_same_classes_runs(
     settings += [f"inputs.{'text' if language else 'prompts'}={tmp_path if language else prompts}"]
     settings += ["inputs.count=4", "extract.batch_size=2", "extract.block_rows=4096"]
     settings += ["extract.grid=2"] if not language else ["extract.context_length=16"]
-    levels = [
-        level.model_copy(update={"hookpoint": place}).model_dump() for level in recipe.levels
-    ]
+    levels = [level.model_copy(update={"hookpoint": place}).model_dump() for level in recipe.levels]
     changed = load_recipe(name, [*settings, f"levels={levels}".replace("None", "null")])
     sources = look(changed.model, changed.inputs, changed.levels)
     sources.check(changed.extract)
