@@ -4,8 +4,8 @@
 
 The bare loop calls the same layers of the same model (truncated after the last hook) on the same
 batches with the same number of threads, without hooks, and throws the activations away; for a
-diffusion model it is the pipeline itself, drawing the same prompts from the same noise. Extraction is
-`compute.extraction.write_activations` on one Ray worker: hooks, conversion, staging, shuffling,
+diffusion model it is the pipeline itself, drawing the same prompts from the same noise. Extraction
+is `compute.extraction.write_activations` on one Ray worker: hooks, conversion, staging, shuffling,
 checksummed Zarr shards, sealing. The worker's start and the loading of the model, which both sides
 pay once, are outside the clock of both: extraction is timed from its first block to its seal.
 Writes ``results/extraction.csv``, ratios from one run, medians over the repeats.
