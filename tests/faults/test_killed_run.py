@@ -8,6 +8,8 @@ import time
 import pytest
 import yaml
 
+from flows.build import build
+from flows.recipe import Recipe
 from storage.artifacts import Registry
 from storage.locations import Location
 from tests.conftest import kill_tree
@@ -15,10 +17,9 @@ from tests.conftest import kill_tree
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
-def write_recipe(path, values, store):
+def changed(values, store):
     # Small blocks and rows in plenty, so that there is a middle of the extraction to be killed in.
-    extract = values["extract"] | {"block_rows": 64}
-    path.write_text(yaml.safe_dump(values | {"store": str(store), "extract": extract}))
+    return values | {"store": str(store), "extract": values["extract"] | {"block_rows": 64}}
 
 
 def content_hash(store):
@@ -33,14 +34,12 @@ def wait_for(condition, process, seconds=400):
         time.sleep(0.01)
 
 
-def test_sigkill_during_extraction(tiny_recipe, tmp_path, strata):
+def test_sigkill_during_extraction(tiny_recipe, tmp_path, strata, prefect_home, local_ray):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    recipe = tmp_path / "tiny.yaml"
-    write_recipe(recipe, tiny_recipe, whole)
-    done = strata("run", str(recipe))
-    assert done.returncode == 0, done.stderr
+    undisturbed = build(Recipe.model_validate(changed(tiny_recipe, whole)))
 
-    write_recipe(recipe, tiny_recipe, broken)
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(yaml.safe_dump(changed(tiny_recipe, broken)))
     process = subprocess.Popen(
         [sys.executable, "-m", "flows", "run", str(recipe)], stderr=subprocess.PIPE, text=True
     )
@@ -55,5 +54,5 @@ def test_sigkill_during_extraction(tiny_recipe, tmp_path, strata):
 
     done = strata("run", str(recipe))
     assert done.returncode == 0, done.stderr
-    assert content_hash(broken) == content_hash(whole)
+    assert content_hash(broken) == undisturbed["publish"].content_hash == content_hash(whole)
     assert not (folder / "staging").exists()
