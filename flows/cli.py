@@ -14,6 +14,7 @@ from flows.artifacts_command import artifacts
 from flows.doctor_command import doctor
 from flows.recipe import BadInput, Recipe, load_recipe, recipe_names
 from flows.stack_command import register as register_stack
+from flows.steer_command import steer
 from flows.trainings import TRAININGS, load_training
 
 __all__ = ["app", "main"]
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 app.add_typer(artifacts, name="artifacts")
 app.command()(doctor)
+app.command()(steer)
 
 register_stack(app)
 
