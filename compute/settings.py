@@ -24,6 +24,7 @@ __all__ = [
     "PublishSettings",
     "RecoverSettings",
     "ResourceSettings",
+    "VerifySettings",
 ]
 
 
@@ -194,6 +195,31 @@ class RecoverSettings(_Settings):
 
     seed: int = Field(0, ge=0)
     """Seed of the subsamples on which the stability of edges is measured."""
+
+
+class VerifySettings(_Settings):
+    """From a recovered graph to one whose edges were tested by intervention on the model."""
+
+    enabled: bool = False
+    """Whether edges are tested; it takes the model, and more time than all other steps."""
+
+    min_confidence: float = Field(0.9, ge=0, le=1)
+    """Edges of a lower confidence stay untested."""
+
+    items: int = Field(256, ge=8)
+    """Held-out windows or pictures among which each part finds those in which it is active."""
+
+    samples: int = Field(12, ge=3)
+    """Most samples per part; an edge needs three for an interval."""
+
+    controls: int = Field(40, ge=4)
+    """Parts of like frequency that an edge is compared with."""
+
+    max_parts: int | None = Field(256, ge=1)
+    """Most parts tested per level, chosen at random; null tests all."""
+
+    seed: int = Field(0, ge=0)
+    """Fixes the choice of samples and parts."""
 
 
 class PublishSettings(_Settings):

@@ -11,6 +11,7 @@ from flows.recipe import Recipe
 from storage.references import Reference, Step
 from tasks.publishing import publish
 from tasks.steps import check, encode, extract, learn, recover
+from tasks.verifying import verify
 
 __all__ = ["STEPS", "build", "repair", "run_steps"]
 
@@ -82,6 +83,12 @@ def _steps(recipe: Recipe) -> Iterator[Reference]:
     yield codes
     graph = recover(store, activations, codes, recipe.recover, recipe.resources.recover)
     yield graph
+    if recipe.verify.enabled:
+        steps = (activations, dictionaries, graph)
+        graph = verify(
+            store, recipe.model, recipe.inputs, levels, recipe.extract, recipe.verify, *steps
+        )
+        yield graph
     yield publish(
         store,
         recipe.name,

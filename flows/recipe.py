@@ -22,6 +22,7 @@ from compute.settings import (
     PublishSettings,
     RecoverSettings,
     ResourceSettings,
+    VerifySettings,
 )
 from storage.locations import check_name
 
@@ -72,6 +73,7 @@ class Recipe(BaseModel):
     learn: LearnSettings = LearnSettings()
     encode: EncodeSettings = EncodeSettings()
     recover: RecoverSettings = RecoverSettings()
+    verify: VerifySettings = VerifySettings()
     publish: PublishSettings = PublishSettings()
     resources: Resources = Resources()
 

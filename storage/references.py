@@ -14,7 +14,7 @@ from storage.locations import Location, NotFound
 
 __all__ = ["Reference", "Step"]
 
-Step = Literal["extract", "learn", "encode", "recover", "publish", "train", "score"]
+Step = Literal["extract", "learn", "encode", "recover", "verify", "publish", "train", "score"]
 _FILE = "reference.json"
 
 

@@ -132,7 +132,9 @@ def _published(artifact: Any, entry: Any) -> ConceptLevel:
         name=entry.name,
         hookpoint=entry.hookpoint,
         # Only a topk dictionary reads k; elsewhere it says how many are active on average.
-        dictionary=Dictionary.from_weights(architecture, weights, k=published.k or 1),
+        dictionary=Dictionary.from_weights(
+            architecture, weights, k=published.k or int(published.metadata.get("k") or 1)
+        ),
         timestep=entry.timestep,
         largest=_largest(artifact, entry.level, published.n_concepts),
         frequency=np.empty(0) if frequency is None else 10.0 ** frequency.astype(np.float64),

@@ -76,7 +76,10 @@ def load_model(artifact: Any) -> Any:
     }
     kind = model.get("kind", "language")
     if kind == "language":
-        options["gguf_file"] = model.get("gguf_file")
+        options |= {
+            "gguf_file": model.get("gguf_file"),
+            "context_length": extract.get("context_length", 128),
+        }
     else:
         names = ("steps", "guidance", "grid")
         options |= {name: extract[name] for name in names if extract.get(name) is not None}

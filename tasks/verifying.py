@@ -1,0 +1,85 @@
+"""The step that tests the graph's edges by intervention on the model, as a Prefect task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from prefect import task
+
+from compute.cluster import Progress
+from compute.settings import (
+    ExtractSettings,
+    InputSettings,
+    LevelSettings,
+    ModelSettings,
+    VerifySettings,
+)
+from storage.locations import Location
+from storage.records import digest, fingerprint
+from storage.references import Reference
+from tasks.steps import RETRIES, once, read_graph
+
+__all__ = ["verify"]
+
+# Raised when the step comes to compute something else from the same settings.
+VERIFY_VERSION = 1
+
+
+@task(name="verify", **RETRIES)
+def verify(
+    store: str,
+    model: ModelSettings,
+    inputs: InputSettings,
+    levels: Sequence[LevelSettings],
+    extract: ExtractSettings,
+    settings: VerifySettings,
+    activations: Reference,
+    dictionaries: Reference,
+    graph: Reference,
+) -> Reference:
+    """Set parts in the running model, measure their wholes, and write the verdicts to the graph.
+
+    Returns
+    -------
+    Reference
+        Of a graph with the same edges, to be used in place of the recovered one.
+    """
+    upstream = [step.fingerprint for step in (activations, dictionaries, graph)]
+    name = fingerprint("verify", VERIFY_VERSION, settings.model_dump(), upstream)
+
+    def work(location: Location, progress: Progress) -> tuple[str, dict[str, Any]]:
+        from compute import verification
+        from compute.learning import load_dictionaries
+        from compute.sources import load_samples, look
+        from compute.steering import ConceptLevel
+        from compute.verification.items import held_out_items
+
+        sources = look(model, inputs, levels, seed=extract.seed)
+        samples = load_samples(activations.location)
+        items = held_out_items(samples, sources.items(samples), settings.items, settings.seed)
+        found = load_dictionaries(dictionaries.location)
+        measured = [
+            ConceptLevel(number, level.name, level.hookpoint, found[level.name], level.timestep)
+            for number, level in enumerate(levels, 1)
+        ]
+        bench = verification.Bench.of(sources.adapter(extract)(), measured, items)
+        result = verification.verify_edges(
+            bench,
+            read_graph(graph),
+            min_confidence=settings.min_confidence,
+            samples=settings.samples,
+            controls=settings.controls,
+            max_parts=settings.max_parts,
+            seed=settings.seed,
+            progress=progress,
+        )
+        files = result.graph.to_parquet()
+        for file, data in files.items():
+            location.put(file, data)
+        scores = {kind: asdict(getattr(result, kind)) for kind in ("edges", "shuffled", "random")}
+        scores["by_level"] = {str(n): asdict(score) for n, score in result.by_level.items()}
+        return digest(files[file] for file in sorted(files)), graph.summary | {"verified": scores}
+
+    return once(store, "verify", name, "parts", work)
