@@ -1,9 +1,28 @@
 """Hierarchical selection models: the simplest wholes that explain the parts.
 
-Discrete variables are compressed (:func:`nonnegative_rank`, :class:`DiscreteHierarchy`).
+Continuous variables are made sparse (:class:`HierarchicalSelectionModel`), discrete ones compressed
+(:func:`nonnegative_rank`, :class:`DiscreteHierarchy`). Torch is imported with the first only.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from compute.selection.discrete import DiscreteHierarchy
 from compute.selection.rank import RankStep, nonnegative_rank, rank_evidence
 
-__all__ = ["DiscreteHierarchy", "RankStep", "nonnegative_rank", "rank_evidence"]
+if TYPE_CHECKING:
+    from compute.selection.continuous import HierarchicalSelectionModel
+
+__all__ = [
+    "DiscreteHierarchy",
+    "HierarchicalSelectionModel",
+    "RankStep",
+    "nonnegative_rank",
+    "rank_evidence",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "HierarchicalSelectionModel":
+        return getattr(import_module("compute.selection.continuous"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from compute.worlds.grammar import GrammarWorld
 from compute.worlds.vectors import VectorWorld
 
 
@@ -26,3 +27,10 @@ class SelectionWorld:
     ) -> VectorWorld:
         """Return a world of continuous variables; ``options`` are those of :class:`VectorWorld`."""
         return VectorWorld(tuple(int(s) for s in sizes), dim, seed, **options)
+
+    @staticmethod
+    def grammar(
+        n_symbols: int = 16, n_phrases: int = 12, n_sentences: int = 8, seed: int = 0
+    ) -> GrammarWorld:
+        """Return a world of texts; see :class:`GrammarWorld`."""
+        return GrammarWorld(n_symbols, n_phrases, n_sentences, seed)

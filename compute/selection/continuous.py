@@ -1,0 +1,274 @@
+"""Hierarchical selection models of continuous levels: the fewest concepts and edges that fit."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import issparse
+from torch import Tensor
+
+from compute.dictionaries import Dictionary, fit_dictionary
+from compute.graphs import recover_edges
+from compute.graphs.columns import FEWEST_ROWS
+from compute.selection.encoders import read_out
+from compute.selection.gates import FloatArray, pure_directions
+from compute.selection.level import Level
+
+_BATCH_ROWS = 1024
+# Rows on which levels are refined, and on which edges are recovered.
+_REFINE_ROWS = 6000
+_EDGE_ROWS = 20_000
+# Directions to choose from, as a multiple of the concepts asked for.
+_CHOICE = 2.0
+# Two candidates closer than this are one.
+_SAME = 0.9
+
+
+class HierarchicalSelectionModel:
+    """Dictionaries of all levels, joined by sparse gates from each level to the next.
+
+    Parameters
+    ----------
+    n_concepts : sequence of int
+        Most concepts per level, lowest first. What the data do not need is dropped.
+    k : int or sequence of int
+        Active concepts per row with which the dictionaries start, for all levels or each; the
+        number that is active in the end is inferred for every row.
+    seed : int
+        Same seed and data, same model.
+    steps : int
+        Optimiser steps of the dictionaries from which the fit starts.
+    rounds : int
+        Rounds of refinement per level.
+    coupled : bool
+        False fits every level by itself, with everything else the same: the ablation.
+
+    Attributes
+    ----------
+    dictionaries_ : list of Dictionary
+        One per level: directions (n_concepts_l, d_l), and the best encoder of one linear layer.
+    edges_, strengths_ : lists of (n_concepts_l, n_concepts_{l+1}) bool and float
+        Part → whole edges between adjacent levels; see
+        :class:`compute.graphs.result.EdgeRecovery` for the meaning of a strength.
+    n_concepts_ : tuple of int
+        Concepts per level that were needed.
+    noise_ : list of float
+        Per level, the standard deviation per coordinate of what the concepts leave.
+    n_features_in_ : tuple of int
+        Dimension of each level.
+
+    Notes
+    -----
+    The model is ``x_l = b_l + z_l W_l + noise`` with ``z_{l+1,j} = g_j(z_{l,pa(j)}, noise)``:
+
+    1. Every level gets a dictionary of its own.
+    2. From the lowest level up, the directions to choose from are widened by those that
+       compositions of the parts point to (:mod:`compute.selection.gates`).
+    3. Codes, directions, parents and gates are refined in turn (:mod:`compute.selection.level`);
+       the prior of a whole's code is its gate, given the codes of its parents. A concept stays if
+       it saves more than its description takes.
+    4. Edges are the smallest parent sets that keep the fit (:mod:`compute.graphs`).
+
+    Examples
+    --------
+    >>> from compute.worlds import SelectionWorld
+    >>> rows = SelectionWorld.vectors(sizes=(12, 5), dim=16, seed=0).sample(2000)
+    >>> model = HierarchicalSelectionModel(n_concepts=(12, 5), k=3, steps=100, rounds=3)
+    >>> model.fit(rows.activations).encode(2, rows.activations[1]).shape[0]
+    2000
+    """
+
+    dictionaries_: list[Dictionary]
+    edges_: list[NDArray[np.bool_]]
+    strengths_: list[NDArray[np.float64]]
+    n_concepts_: tuple[int, ...]
+    noise_: list[float]
+    n_features_in_: tuple[int, ...]
+
+    def __init__(
+        self,
+        n_concepts: Sequence[int] = (64, 24, 6),
+        k: int | Sequence[int] = 8,
+        seed: int = 0,
+        steps: int = 1000,
+        rounds: int = 9,
+        coupled: bool = True,
+    ) -> None:
+        self.n_concepts = n_concepts
+        self.k = k
+        self.seed = seed
+        self.steps = steps
+        self.rounds = rounds
+        self.coupled = coupled
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The settings, as scikit-learn asks for them."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+
+    def set_params(self, **params: Any) -> Self:
+        """Change settings; unknown names are refused."""
+        known = self.get_params()
+        for name, value in params.items():
+            if name not in known:
+                raise ValueError(f"{name} is no setting; choose among {sorted(known)}.")
+            setattr(self, name, value)
+        return self
+
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{name}={value!r}" for name, value in self.get_params().items())
+        return f"{type(self).__name__}({settings})"
+
+    def fit(self, levels: Sequence[ArrayLike | Tensor], y: None = None) -> Self:
+        """Fit to activations, one (n, d_l) array per level, lowest first; rows are aligned.
+
+        Raises
+        ------
+        ValueError
+            If levels differ in their rows or from ``n_concepts`` in number, there are too few rows,
+            a value is not finite, or a setting is out of range.
+        """
+        x = _checked(levels)
+        widths, active = self._settings(len(x))
+        n = len(x[0])
+        generator = torch.Generator().manual_seed(self.seed)
+        order = torch.randperm(n, generator=generator)
+        sample = order[:_REFINE_ROWS]
+        fitted: list[Level] = []
+        below: FloatArray | None = None
+        for rows, most, k in zip(x, widths, active, strict=True):
+            first = fit_dictionary(
+                rows,
+                most,
+                k,
+                self.steps,
+                self.seed,
+                "batchtopk",
+                batch_size=min(_BATCH_ROWS, n),
+            )
+            parts = below if self.coupled else None
+            level = _start(rows[sample], first, parts, most)
+            level.refine(rows[sample], parts, self.rounds, n, most)
+            fitted.append(level)
+            below = level.encode(rows[sample], parts)
+        self._levels = fitted
+        self.n_features_in_ = tuple(rows.shape[1] for rows in x)
+        self.n_concepts_ = tuple(level.n_concepts for level in fitted)
+        self.noise_ = [level.noise**0.5 for level in fitted]
+        some = order[:_EDGE_ROWS].sort().values
+        codes_by_level = self.transform([rows[some] for rows in x])
+        self.dictionaries_ = [
+            read_out(level, rows[some], codes)
+            for level, rows, codes in zip(fitted, x, codes_by_level, strict=True)
+        ]
+        found = [recover_edges(a, b, self.seed) for a, b in pairwise(codes_by_level)]
+        self.edges_ = [_dense(edges.adjacency) for edges in found]
+        self.strengths_ = [_dense(edges.strength) for edges in found]
+        return self
+
+    def encode(self, level: int, x: ArrayLike | Tensor) -> FloatArray:
+        """Codes (n, n_concepts_[level - 1]) of activations (n, d) of one level, 1 the lowest.
+
+        The level is seen by itself; :meth:`transform` informs every level by the one below.
+
+        Raises
+        ------
+        ValueError
+            If the model is not fitted, there is no such level, or x is not of its dimension.
+        """
+        fitted = self._fitted()
+        if not 1 <= level <= len(fitted):
+            raise ValueError(f"level is {level}; give 1 (the lowest) to {len(fitted)}.")
+        return fitted[level - 1].encode(self._rows(level, x))
+
+    def transform(self, levels: Sequence[ArrayLike | Tensor]) -> list[FloatArray]:
+        """Codes of aligned activations of all levels, wholes informed by their parts.
+
+        Raises
+        ------
+        ValueError
+            If the model is not fitted, or levels are not as they were in :meth:`fit`.
+        """
+        fitted = self._fitted()
+        if len(levels) != len(fitted):
+            raise ValueError(f"levels holds {len(levels)} arrays; give one for each {len(fitted)}.")
+        rows = [self._rows(number, x) for number, x in enumerate(levels, start=1)]
+        if len({len(x) for x in rows}) > 1:
+            raise ValueError(f"levels hold {[len(x) for x in rows]} rows; give aligned rows.")
+        codes: list[FloatArray] = []
+        for level, x in zip(fitted, rows, strict=True):
+            codes.append(level.encode(x, codes[-1] if codes and self.coupled else None))
+        return codes
+
+    def _settings(self, n_levels: int) -> tuple[list[int], list[int]]:
+        widths = [int(width) for width in self.n_concepts]
+        if len(widths) != n_levels:
+            raise ValueError(
+                f"n_concepts has {len(widths)} entries for {n_levels} levels; give one for each."
+            )
+        active = [self.k] * n_levels if isinstance(self.k, int) else [int(k) for k in self.k]
+        if len(active) != n_levels:
+            raise ValueError(f"k has {len(active)} entries for {n_levels} levels; give one each.")
+        if min(widths) < 2 or min(active) < 1:
+            raise ValueError(
+                f"n_concepts={self.n_concepts} and k={self.k} must be at least 2 and at least 1."
+            )
+        for name in ("steps", "rounds"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; give at least 1.")
+        return widths, [min(k, width) for k, width in zip(active, widths, strict=True)]
+
+    def _fitted(self) -> list[Level]:
+        if not hasattr(self, "_levels"):
+            raise ValueError("the model is not fitted; call fit first.")
+        return self._levels
+
+    def _rows(self, level: int, x: ArrayLike | Tensor) -> Tensor:
+        rows = torch.as_tensor(x).detach().to(torch.float32)
+        d = self.n_features_in_[level - 1]
+        if rows.ndim != 2 or rows.shape[1] != d:
+            raise ValueError(f"x has shape {tuple(rows.shape)}; level {level} needs (n, {d}).")
+        return rows
+
+
+def _start(x: Tensor, first: Dictionary, parts: FloatArray | None, most: int) -> Level:
+    """A level with the directions to choose from, and the bias that goes with them."""
+    codes = first.encode(x)
+    design = torch.cat([codes, torch.ones(len(x), 1)], 1).double()
+    ridge = 1e-3 * torch.eye(design.shape[1], dtype=torch.float64)
+    bias = torch.linalg.solve(design.T @ design + ridge, design.T @ x.double())[-1].float()
+    directions = first.directions
+    if parts is not None:
+        found = pure_directions(parts, x.numpy(), int(1.5 * most))
+        if len(found.directions):
+            pure = torch.from_numpy(found.directions)
+            new = (directions @ pure.T).amax(1) < _SAME
+            directions = torch.cat([pure, directions[new]])[: int(_CHOICE * most)]
+            bias = torch.from_numpy(found.bias)
+    return Level.start(x, directions, bias)
+
+
+def _dense(matrix: Any) -> NDArray[Any]:
+    return np.asarray(matrix.toarray() if issparse(matrix) else matrix)
+
+
+def _checked(levels: Sequence[ArrayLike | Tensor]) -> list[Tensor]:
+    if len(levels) < 2:
+        raise ValueError(f"levels holds {len(levels)} arrays; give two or more, lowest first.")
+    x = [torch.as_tensor(rows).detach().to("cpu", torch.float32) for rows in levels]
+    for number, rows in enumerate(x, start=1):
+        if rows.ndim != 2 or rows.shape[1] == 0 or len(rows) != len(x[0]):
+            raise ValueError(
+                f"level {number} has shape {tuple(rows.shape)}; give (n, d) with "
+                f"the {len(x[0])} rows of level 1."
+            )
+        if not bool(torch.isfinite(rows).all()):
+            raise ValueError(f"level {number} holds NaN or infinite values; drop those rows first.")
+    if len(x[0]) < FEWEST_ROWS:
+        raise ValueError(f"levels hold {len(x[0])} rows; give {FEWEST_ROWS} or more.")
+    return x

@@ -1,0 +1,363 @@
+"""Concepts and edges of worlds with known answers: hierarchical models against their rivals.
+
+    python tests/benchmarks/identifiability.py [--worlds …] [--methods …] [--seeds 5]
+
+Every row of ``results/identifiability.csv`` is one method on one world and seed: MCC of parts and
+of wholes (mean |cosine| with the true directions under the best matching; what was not found counts
+0) and the F1 of the edges under that matching. Rows that are there are not computed again. The CSV
+starts with command and machine; ``identifiability.png`` is drawn if matplotlib is there.
+
+Worlds have sizes 24 → 10 → 4; every method gets the same rows, the true numbers of concepts, and
+the true mean number of active concepts, rounded up. Edges of all methods but the hierarchical ones,
+which bring their own, are recovered from their codes by ``recover_edges``.
+
+- ``hierarchical``: ``HierarchicalSelectionModel``;
+- ``uncoupled``: the same with ``coupled=False``, every level by itself;
+- ``independent``: ``fit_dictionary`` per level, at the settings the hierarchical model starts from;
+- ``one dictionary``: one over the rows of all levels; a concept is of the level it serves most;
+- ``random decoder``: frozen random directions, codes by TopK;
+- ``saelens topk``, ``saelens matryoshka``: SAELens' training classes, same steps and batches;
+- ``pca``, ``ica``, ``nmf``: scikit-learn's, where it is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import importlib.util
+import platform
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from compute.dictionaries import fit_dictionary
+from compute.dictionaries.fit import shuffled_batches
+from compute.dictionaries.metrics import match_directions
+from compute.graphs import recover_edges
+from compute.selection import HierarchicalSelectionModel
+from compute.worlds import SelectionWorld
+
+RESULTS = Path(__file__).parent / "results"
+FIELDS = ("world", "method", "seed", "mcc_parts", "mcc_wholes", "edge_f1", "cpu_seconds")
+BATCH = 1024
+WORLDS: dict[str, dict] = {
+    "mixed gates": {},
+    "and": {"gates": ("and",)},
+    "or": {"gates": ("or",)},
+    "thresholds": {"gates": ("sum-threshold",)},
+    "noisy gates": {"noise": 0.3},
+    "noisy activations": {"activation_noise": 0.1},
+    "correlated": {"correlation": 0.6},
+    "overcomplete": {"sizes": (24, 16, 4), "dim": 12, "density": 0.08},
+    "nonlinear mixing": {"mixing": "nonlinear"},
+}
+
+
+class Scale(NamedTuple):
+    """How large the worlds are, and how long methods train."""
+
+    sizes: tuple[int, ...] = (24, 10, 4)
+    dim: int = 24
+    rows: int = 4000
+    steps: int = 200
+    rounds: int = 6
+
+
+class Problem(NamedTuple):
+    """What a method is given."""
+
+    x: list[np.ndarray]
+    widths: tuple[int, ...]
+    k: list[int]
+    seed: int
+    scale: Scale
+
+
+class Answer(NamedTuple):
+    """Directions (c_l, d) per level, and edges between levels or codes to recover them from."""
+
+    directions: list[np.ndarray]
+    codes: list[np.ndarray] | None = None
+    edges: list[np.ndarray] | None = None
+
+
+def hierarchical(problem: Problem, coupled: bool = True) -> Answer:
+    model = HierarchicalSelectionModel(
+        problem.widths,
+        problem.k,
+        problem.seed,
+        steps=problem.scale.steps,
+        rounds=problem.scale.rounds,
+        coupled=coupled,
+    ).fit(problem.x)
+    return Answer([d.directions.numpy() for d in model.dictionaries_], edges=model.edges_)
+
+
+def independent(problem: Problem) -> Answer:
+    found = [
+        fit_dictionary(
+            x, width, k, problem.scale.steps, problem.seed, "batchtopk", batch_size=BATCH
+        )
+        for x, width, k in zip(problem.x, problem.widths, problem.k)
+    ]
+    return Answer(
+        [d.directions.numpy() for d in found],
+        [d.encode(x).numpy() for d, x in zip(found, problem.x)],
+    )
+
+
+def one_dictionary(problem: Problem) -> Answer:
+    rows = np.concatenate(problem.x)
+    dictionary = fit_dictionary(
+        rows,
+        sum(problem.widths),
+        max(problem.k),
+        problem.scale.steps * len(problem.x),
+        problem.seed,
+        "batchtopk",
+        batch_size=BATCH,
+    )
+    codes = [dictionary.encode(x).numpy() for x in problem.x]
+    home = np.stack([z.sum(0) for z in codes]).argmax(0)
+    places = [np.flatnonzero(home == level) for level in range(len(problem.x))]
+    directions = dictionary.directions.numpy()
+    return Answer([directions[p] for p in places], [z[:, p] for z, p in zip(codes, places)])
+
+
+def random_decoder(problem: Problem) -> Answer:
+    rng = np.random.default_rng(problem.seed)
+    directions = [rng.normal(size=(w, x.shape[1])) for w, x in zip(problem.widths, problem.x)]
+    directions = [d / np.linalg.norm(d, axis=1, keepdims=True) for d in directions]
+    codes = []
+    for x, d, k in zip(problem.x, directions, problem.k):
+        pull = (x - x.mean(0)) @ d.T
+        bar = np.partition(pull, -k, axis=1)[:, -k, None]
+        codes.append(np.where(pull >= bar, np.maximum(pull, 0), 0))
+    return Answer(directions, codes)
+
+
+def saelens(problem: Problem, kind: str) -> Answer:
+    from sae_lens.saes.matryoshka_batchtopk_sae import (
+        MatryoshkaBatchTopKTrainingSAE,
+        MatryoshkaBatchTopKTrainingSAEConfig,
+    )
+    from sae_lens.saes.sae import TrainStepInput
+    from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
+
+    directions, codes = [], []
+    for x, width, k in zip(problem.x, problem.widths, problem.k):
+        torch.manual_seed(problem.seed)
+        own = {"d_in": x.shape[1], "d_sae": width, "k": k}
+        if kind == "topk":
+            sae = TopKTrainingSAE(TopKTrainingSAEConfig(**own))
+        else:
+            nested = sorted({max(k, width // 4), max(k, width // 2), width})
+            sae = MatryoshkaBatchTopKTrainingSAE(
+                MatryoshkaBatchTopKTrainingSAEConfig(**own, matryoshka_widths=nested)
+            )
+        rows = torch.from_numpy(x)
+        mean, scale = rows.mean(0), float((rows - rows.mean(0)).square().mean().sqrt())
+        optimiser = torch.optim.Adam(sae.parameters(), lr=3e-3)
+        idle = torch.zeros(width)
+        for step, batch in enumerate(
+            shuffled_batches((rows - mean) / scale, BATCH, problem.scale.steps, problem.seed)
+        ):
+            optimiser.param_groups[0]["lr"] = 3e-3 * min(1.0, 2 - 2 * step / problem.scale.steps)
+            out = sae.training_forward_pass(TrainStepInput(batch, {}, idle > 200, step, False))
+            optimiser.zero_grad()
+            out.loss.backward()
+            optimiser.step()
+            idle = torch.where((out.feature_acts > 0).any(0), 0.0, idle + 1)
+        with torch.no_grad():
+            codes.append(sae.encode((rows - mean) / scale).numpy())
+            directions.append(sae.W_dec.detach().numpy())
+    return Answer(directions, codes)
+
+
+def factors(problem: Problem, kind: str) -> Answer:
+    from sklearn.decomposition import NMF, PCA, FastICA
+
+    directions, codes = [], []
+    for x, width in zip(problem.x, problem.widths):
+        rank = min(width, x.shape[1])
+        if kind == "nmf":
+            # Activations have both signs; their positive part is what NMF can be given.
+            estimator = NMF(rank, init="nndsvda", random_state=problem.seed, max_iter=400)
+            rows = np.maximum(x, 0)
+        else:
+            chosen = PCA if kind == "pca" else FastICA
+            estimator, rows = chosen(rank, random_state=problem.seed), x
+        codes.append(estimator.fit_transform(rows))
+        directions.append(
+            estimator.mixing_.T if kind == "ica" else np.asarray(estimator.components_)
+        )
+    return Answer(directions, codes)
+
+
+METHODS: dict[str, Callable[[Problem], Answer]] = {
+    "hierarchical": hierarchical,
+    "uncoupled": lambda problem: hierarchical(problem, coupled=False),
+    "independent": independent,
+    "one dictionary": one_dictionary,
+    "random decoder": random_decoder,
+    "saelens topk": lambda problem: saelens(problem, "topk"),
+    "saelens matryoshka": lambda problem: saelens(problem, "matryoshka"),
+}
+if importlib.util.find_spec("sklearn"):
+    METHODS |= {
+        "pca": lambda problem: factors(problem, "pca"),
+        "ica": lambda problem: factors(problem, "ica"),
+        "nmf": lambda problem: factors(problem, "nmf"),
+    }
+
+
+def score(answer: Answer, directions: list[np.ndarray], edges: list[np.ndarray]) -> dict:
+    """MCC of parts and wholes, and F1 of edges over all pairs of levels."""
+    maps, mcc = [], []
+    for found, true in zip(answer.directions, directions):
+        place = np.full(len(found), -1)
+        total = 0.0
+        if len(found):
+            matching = match_directions(found, true)
+            place[matching.first] = matching.second
+            total = float(matching.cosines.sum())
+        maps.append(place)
+        mcc.append(total / len(true))
+    graphs = answer.edges
+    if graphs is None:
+        graphs = [
+            np.asarray(recover_edges(a, b).adjacency)
+            if a.shape[1] and b.shape[1]
+            else np.zeros((a.shape[1], b.shape[1]), bool)
+            for a, b in zip(answer.codes[:-1], answer.codes[1:])
+        ]
+    hits = claimed = real = 0
+    for graph, true, parts, wholes in zip(graphs, edges, maps[:-1], maps[1:]):
+        part, whole = np.nonzero(graph)
+        known = (parts[part] >= 0) & (wholes[whole] >= 0)
+        hits += int(true[parts[part[known]], wholes[whole[known]]].sum())
+        claimed += len(part)
+        real += int(true.sum())
+    return {
+        "mcc_parts": mcc[0],
+        "mcc_wholes": float(np.mean(mcc[1:])),
+        "edge_f1": 2 * hits / max(1, claimed + real),
+    }
+
+
+def run(world_name: str, method: str, seed: int, scale: Scale) -> dict:
+    options = {"sizes": scale.sizes, "dim": scale.dim} | WORLDS[world_name]
+    world = SelectionWorld.vectors(seed=100 + seed, **options)
+    rows = world.sample(scale.rows, seed=seed)
+    k = [max(1, int(np.ceil((z > 0).sum(1).mean()))) for z in rows.codes]
+    started = time.process_time()
+    answer = METHODS[method](Problem(rows.activations, world.sizes, k, seed, scale))
+    scores = score(answer, world.directions, world.edges)
+    seconds = time.process_time() - started
+    return {"world": world_name, "method": method, "seed": seed, **scores, "cpu_seconds": seconds}
+
+
+def read(path: Path) -> list[dict]:
+    """Rows of an earlier run; none if there was none."""
+    if not path.is_file():
+        return []
+    lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
+    return [
+        row | {name: float(row[name]) for name in FIELDS[3:]} | {"seed": int(row["seed"])}
+        for row in csv.DictReader(lines)
+    ]
+
+
+def write(path: Path, rows: list[dict]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w", newline="") as file:
+        file.write(f"# python {' '.join(sys.argv)}\n# {platform.platform()}, {cpu()}\n")
+        writer = csv.DictWriter(file, FIELDS)
+        writer.writeheader()
+        for row in sorted(rows, key=lambda r: (r["world"], r["method"], r["seed"])):
+            writer.writerow({k: f"{v:.4f}" if isinstance(v, float) else v for k, v in row.items()})
+    temporary.replace(path)
+
+
+def cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return f"{len(names)} x {names[0]}" if names else platform.processor()
+
+
+def summary(rows: list[dict]) -> list[dict]:
+    """Means by method, and the hierarchical model's lead in worlds both were run on."""
+    ours = {(r["world"], r["seed"]): r for r in rows if r["method"] == "hierarchical"}
+    out = []
+    for method in dict.fromkeys(r["method"] for r in rows):
+        own = [r for r in rows if r["method"] == method]
+        line = {"method": method, "runs": len(own)}
+        for name in FIELDS[3:6]:
+            line[name] = float(np.mean([r[name] for r in own]))
+            pairs = [(ours.get((r["world"], r["seed"])), r) for r in own]
+            leads = [a[name] - b[name] for a, b in pairs if a is not None]
+            line[f"{name}_lead"] = float(np.mean(leads)) if leads else float("nan")
+            line[f"{name}_lead_sd"] = float(np.std(leads)) if leads else float("nan")
+        out.append(line)
+    return sorted(out, key=lambda line: -line["mcc_wholes"])
+
+
+def draw(rows: list[dict], path: Path) -> None:
+    """Bars of the means by method with the spread over worlds and seeds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    methods = [line["method"] for line in summary(rows)]
+    figure, axes = pyplot.subplots(1, 3, figsize=(12, 4), sharey=True)
+    for axis, name in zip(axes, FIELDS[3:6]):
+        values = [[r[name] for r in rows if r["method"] == method] for method in methods]
+        axis.barh(methods, [np.mean(v) for v in values], xerr=[np.std(v) for v in values])
+        axis.set(title=name.replace("_", " "), xlim=(0, 1.05))
+    axes[0].invert_yaxis()
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+SMALL = Scale()
+
+
+def main(arguments: list[str] | None = None, scale: Scale = SMALL) -> list[dict]:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--worlds", nargs="+", choices=WORLDS, default=list(WORLDS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args(arguments)
+    path = options.out / "identifiability.csv"
+    rows = read(path)
+    done = {(row["world"], row["method"], row["seed"]) for row in rows}
+    for seed in range(options.seeds):
+        for world in options.worlds:
+            for method in options.methods:
+                if (world, method, seed) not in done:
+                    rows.append(run(world, method, seed, scale))
+                    write(path, rows)
+    for line in summary(rows):
+        sys.stdout.write(
+            "{method:20} {runs:3}  parts {mcc_parts:.3f}  wholes {mcc_wholes:.3f} "
+            "(lead {mcc_wholes_lead:+.3f} ± {mcc_wholes_lead_sd:.3f})  edges {edge_f1:.3f} "
+            "(lead {edge_f1_lead:+.3f} ± {edge_f1_lead_sd:.3f})\n".format(**line)
+        )
+    if importlib.util.find_spec("matplotlib"):
+        draw(rows, options.out / "identifiability.png")
+    return rows
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()

@@ -1,0 +1,126 @@
+"""Takes about ten seconds on an idle core."""
+
+import numpy as np
+import pytest
+import torch
+
+from compute.dictionaries.metrics import mean_correlation
+from compute.selection import HierarchicalSelectionModel
+from compute.selection.coding import Slab, posterior_codes
+from compute.selection.gates import fit_gates, pure_directions
+from compute.worlds import SelectionWorld
+
+SETTINGS = {"n_concepts": (16, 7), "k": (3, 2), "steps": 150, "rounds": 6}
+
+
+@pytest.fixture(scope="module")
+def world():
+    return SelectionWorld.vectors(sizes=(16, 7), dim=20, seed=1)
+
+
+@pytest.fixture(scope="module")
+def rows(world):
+    return world.sample(2500)
+
+
+@pytest.fixture(scope="module")
+def model(rows):
+    return HierarchicalSelectionModel(**SETTINGS).fit(rows.activations)
+
+
+def test_wholes_are_found_and_joined_to_their_parts(world, rows, model):
+    alone = HierarchicalSelectionModel(**SETTINGS, coupled=False).fit(rows.activations)
+    score = mean_correlation(model.dictionaries_[1].directions, world.directions[1])
+    assert score > 0.95
+    assert score > mean_correlation(alone.dictionaries_[1].directions, world.directions[1])
+
+
+def test_shapes_agree(rows, model):
+    parts, wholes = model.n_concepts_
+    assert model.edges_[0].shape == model.strengths_[0].shape == (parts, wholes)
+    assert model.edges_[0].dtype == np.bool_
+    assert ((model.strengths_[0] > 0) == model.edges_[0]).all()
+    assert [d.n_concepts for d in model.dictionaries_] == [parts, wholes]
+    assert parts <= 16
+    assert wholes <= 7
+    assert model.encode(2, rows.activations[1][:10]).shape == (10, wholes)
+    assert [len(z) for z in model.transform([x[:10] for x in rows.activations])] == [10, 10]
+
+
+def test_the_same_seed_gives_the_same_model(rows, model):
+    again = HierarchicalSelectionModel(**SETTINGS).fit(rows.activations)
+    for a, b in zip(model.dictionaries_, again.dictionaries_, strict=True):
+        assert torch.equal(a.directions, b.directions)
+    assert (model.edges_[0] == again.edges_[0]).all()
+
+
+def test_published_encoders_read_the_inferred_codes(rows, model):
+    x = rows.activations[1][:500]
+    read = model.dictionaries_[1].encode(x).numpy() > 0
+    assert (read == (model.encode(2, x) > 0)).mean() > 0.9
+
+
+def test_settings_are_kept_as_given():
+    model = HierarchicalSelectionModel(n_concepts=(4, 2), k=2)
+    assert type(model)(**model.get_params()).get_params() == model.get_params()
+    assert model.set_params(seed=3).seed == 3
+    with pytest.raises(ValueError, match="depth is no setting"):
+        model.set_params(depth=2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "levels", "message"),
+    [
+        ({}, [np.zeros((200, 3))], "give two or more"),
+        ({}, [np.zeros((200, 3)), np.zeros((199, 3))], r"level 2 has shape \(199, 3\)"),
+        ({}, [np.full((200, 3), np.nan), np.zeros((200, 3))], "NaN or infinite"),
+        ({}, [np.zeros((20, 3))] * 2, "20 rows"),
+        ({"n_concepts": (4, 2, 2)}, [np.zeros((200, 3))] * 2, "3 entries for 2 levels"),
+        ({"k": (1,)}, [np.zeros((200, 3))] * 2, "k has 1 entries"),
+        ({"rounds": 0}, [np.zeros((200, 3))] * 2, "rounds is 0"),
+    ],
+)
+def test_bad_input_is_refused(settings, levels, message):
+    with pytest.raises(ValueError, match=message):
+        HierarchicalSelectionModel(**({"n_concepts": (4, 2)} | settings)).fit(levels)
+
+
+def test_encode_refuses_other_levels(model):
+    with pytest.raises(ValueError, match=r"level is 0; give 1 \(the lowest\) to 2"):
+        model.encode(0, np.zeros((5, 20)))
+    with pytest.raises(ValueError, match=r"level 1 needs \(n, 20\)"):
+        model.encode(1, np.zeros((5, 19)))
+
+
+def test_codes_are_the_most_probable_ones():
+    rng = np.random.default_rng(0)
+    directions = torch.from_numpy(np.linalg.qr(rng.normal(size=(6, 6)))[0][:4].astype(np.float32))
+    true = rng.lognormal(0, 0.2, (200, 4)) * (rng.random((200, 4)) < 0.4)
+    noise = 0.05 * rng.normal(size=(200, 6))
+    x = torch.from_numpy((true @ directions.numpy() + noise).astype(np.float32))
+    prior = Slab(torch.zeros(4), torch.ones(4), torch.full((4,), 0.1))
+    found = posterior_codes(x, directions, 0.05**2, prior)
+    assert ((found.codes.numpy() > 0) == (true > 0)).mean() > 0.99
+    assert np.abs(found.codes.numpy() - true).max() < 0.35
+    # Orthogonal directions make coordinates independent: no code off or on would be better.
+    for j in range(4):
+        off = posterior_codes(x, directions, 0.05**2, prior.without(j))
+        assert (found.score >= off.score - 1e-2).all()
+        assert (off.codes[:, j] == 0).all()
+
+
+def test_gates_predict_wholes_of_patterns():
+    rng = np.random.default_rng(0)
+    parts = (rng.random((4000, 3)) < 0.4).astype(np.float32)
+    whole = (parts[:, 0] * parts[:, 1]) * rng.lognormal(0, 0.1, 4000).astype(np.float32)
+    gates, variance = fit_gates(parts, whole[:, None], [np.array([0, 1])])
+    prior = gates.prior(parts, torch.from_numpy(variance))
+    certain = prior.log_odds.numpy()[:, 0]
+    assert (certain[whole > 0] > 4).all()
+    assert (certain[whole == 0] < -4).all()
+
+
+def test_compositions_point_to_wholes_that_share_parts(world, rows):
+    found = pure_directions(rows.codes[0], rows.activations[1], 14)
+    assert mean_correlation(found.directions, world.directions[1]) > 0.95
+    assert np.linalg.norm(found.bias) < 0.1
