@@ -10,7 +10,6 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from scipy.sparse import issparse
 from torch import Tensor
 
 from compute.dictionaries import Dictionary, fit_dictionary
@@ -254,7 +253,7 @@ def _start(x: Tensor, first: Dictionary, parts: FloatArray | None, most: int) ->
 
 
 def _dense(matrix: Any) -> NDArray[Any]:
-    return np.asarray(matrix.toarray() if issparse(matrix) else matrix)
+    return np.asarray(matrix.toarray() if hasattr(matrix, "toarray") else matrix)
 
 
 def _checked(levels: Sequence[ArrayLike | Tensor]) -> list[Tensor]:

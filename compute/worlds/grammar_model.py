@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from compute.models.checkpoints import load_checkpoint, save_checkpoint
 from compute.worlds.grammar import GrammarWorld
+from storage.locations import Location
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +58,10 @@ class GrammarTraining:
 def train_grammar_model(
     world: GrammarWorld,
     settings: GrammarTraining,
-    folder: Path,
+    location: Location,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> Any:
-    """Train a `GPT2LMHeadModel` on ``world``, going on from the checkpoint in ``folder``.
+    """Train a `GPT2LMHeadModel` on ``world``, going on from the checkpoint at ``location``.
 
     Everything random in a step follows from the seed and its number, so a training that was
     interrupted ends in the weights of one that was not.
@@ -103,7 +103,7 @@ def train_grammar_model(
     known = asdict(settings) | {
         "world": [world.n_symbols, world.n_phrases, world.n_sentences, world.seed]
     }
-    done = load_checkpoint(folder, known, parameters, kept, optimiser)
+    done = load_checkpoint(location, known, parameters, kept, optimiser)
     for step in range(done, settings.steps):
         optimiser.param_groups[0]["lr"] = settings.rate_at(step)
         texts = world.sample(settings.batch, settings.length, seed=10_000 + step).tokens
@@ -119,9 +119,9 @@ def train_grammar_model(
                 decay = min(settings.average, (1 + step) / (10 + step))
                 kept[name].lerp_(value, 1 - decay)
         if (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps:
-            save_checkpoint(folder, step + 1, known, parameters, kept, optimiser)
+            save_checkpoint(location, step + 1, known, parameters, kept, optimiser)
         if progress is not None:
-            progress(step + 1, settings.steps, float(loss))
+            progress(step + 1, settings.steps, float(loss.detach()))
     with torch.no_grad():
         for name, value in parameters.items():
             value.copy_(kept[name])

@@ -4,6 +4,7 @@ import torch
 
 from compute.worlds import SelectionWorld
 from compute.worlds.grammar_model import GrammarTraining, grammar_activations, train_grammar_model
+from storage.locations import Location
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ def test_an_interrupted_training_ends_in_the_same_weights(world, tmp_path):
     )
     losses = []
     whole = train_grammar_model(
-        world, settings, tmp_path / "a", lambda _s, _n, loss: losses.append(loss)
+        world, settings, Location(str(tmp_path / "a")), lambda _s, _n, loss: losses.append(loss)
     )
     assert losses[-1] < losses[0]
 
@@ -67,8 +68,8 @@ def test_an_interrupted_training_ends_in_the_same_weights(world, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train_grammar_model(world, settings, tmp_path / "b", interrupt)
-    resumed = train_grammar_model(world, settings, tmp_path / "b")
+        train_grammar_model(world, settings, Location(str(tmp_path / "b")), interrupt)
+    resumed = train_grammar_model(world, settings, Location(str(tmp_path / "b")))
     for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b)
     levels = grammar_activations(resumed, world.sample(3, length=12).tokens)
