@@ -11,7 +11,7 @@ from compute.models.training import draw
 from compute.worlds.sprites import SpriteWorld
 
 NAMES = ("sprites", "digits")
-LEAST_NAMED = 0.6
+LEAST_NAMED = 0.95
 
 
 @pytest.fixture(autouse=True)
