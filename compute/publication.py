@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,9 +39,20 @@ from storage.codes import CodeSet
 from storage.graphs import ConceptGraph
 from storage.locations import Location
 
-__all__ = ["Findings", "artifact_files", "atlas_data", "gather_findings", "report_page"]
+if TYPE_CHECKING:
+    from compute.selection.assumptions import AssumptionReport
+
+__all__ = [
+    "Findings",
+    "artifact_files",
+    "assumptions",
+    "atlas_data",
+    "gather_findings",
+    "report_page",
+]
 
 _NEIGHBOURS = 6
+_ASSUMPTION_ROWS = 20_000
 
 
 @dataclass(frozen=True)
@@ -158,6 +170,40 @@ def artifact_files(findings: Findings, learned: Location) -> dict[str, bytes]:
     for name, data in findings.graph.files().items():
         files[f"graph/{name}"] = data
     return files
+
+
+def assumptions(findings: Findings, codes: CodeSet) -> AssumptionReport:
+    """What the theory needs, measured on this run's training rows, concepts and graph."""
+    from scipy.sparse import csr_matrix, vstack
+
+    from compute.selection.assumptions import assumption_report
+
+    matrices, kept = [], []
+    stop = min(codes.plan.n_train, _ASSUMPTION_ROWS)
+    # Rows are shuffled globally, so the first ones are a fair sample of all.
+    for start, end in codes.plan.shard_bounds(range(stop)):
+        kept.append(codes.kept(start, end))
+    for level in findings.levels:
+        blocks = [
+            codes.matrix(level.settings.name, start, end)[rows]
+            for (start, end), rows in zip(codes.plan.shard_bounds(range(stop)), kept, strict=True)
+        ]
+        matrices.append(vstack(blocks).tocsr())
+    table = findings.graph.edges
+    places = [
+        tuple(tuple(map(int, end.split(":"))) for end in ends)
+        for ends in zip(
+            table.column("source").to_pylist(), table.column("target").to_pylist(), strict=True
+        )
+    ]
+    edges = []
+    for number, (below, above) in enumerate(itertools.pairwise(matrices), 1):
+        pairs = [(part, whole) for (at, part), (_, whole) in places if at == number]
+        rows, columns = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+        ones = np.ones(len(pairs), dtype=bool)
+        shape = (below.shape[1], above.shape[1])
+        edges.append(csr_matrix((ones, (rows, columns)), shape=shape))
+    return assumption_report(matrices, [level.directions for level in findings.levels], edges)
 
 
 def report_page(data: AtlasData) -> bytes:

@@ -16,7 +16,7 @@ from storage.activations import ActivationSet
 from storage.artifacts import Artifact, Registry, UnknownArtifact
 from storage.codes import CodeSet
 from storage.locations import Location
-from storage.records import fingerprint
+from storage.records import canonical_json, fingerprint
 from storage.references import Reference
 from tasks.announcing import announce
 from tasks.planning import code_commit, package_versions
@@ -79,6 +79,8 @@ def publish(
         )
         findings = continuity.findings
         files = publication.artifact_files(findings, dictionaries.location)
+        assumed = publication.assumptions(findings, CodeSet(codes.location))
+        files["assumptions.json"] = canonical_json(assumed.to_json())
         created_at = datetime.now(UTC).replace(microsecond=0)
         steps = [(step.step, step.seconds) for step in (activations, dictionaries, codes, graph)]
 
@@ -90,7 +92,11 @@ def publish(
                 created_at=created_at,
                 title=title or name,
                 description=description,
-                facts=_facts(settings, activations, dictionaries),
+                facts=[
+                    *_facts(settings, activations, dictionaries),
+                    *(("Guarantee", sentence) for sentence in assumed.guarantees),
+                    *(("Not guaranteed", sentence) for sentence in assumed.warnings),
+                ],
                 steps=steps,
                 histories=continuity.histories(version),
                 changes=continuity.changes,
