@@ -267,8 +267,8 @@ def _dependence(own: NDArray[np.float64]) -> float:
     varying = own[:, own.std(axis=0) > 0]
     if varying.shape[1] < 2:
         return float("nan")
-    correlation = np.corrcoef(varying, rowvar=False)
-    return float(np.abs(correlation[np.triu_indices(len(correlation), 1)]).mean())
+    correlation = np.asarray(np.corrcoef(varying, rowvar=False))
+    return float(np.abs(correlation[np.triu_indices(varying.shape[1], 1)]).mean())
 
 
 def _conclusions(
@@ -322,7 +322,7 @@ def _active(codes: sparse.csr_matrix) -> sparse.csc_matrix:
 
 def _unit(directions: NDArray[np.float32]) -> NDArray[np.float32]:
     norms = np.linalg.norm(directions, axis=1, keepdims=True)
-    return directions / np.where(norms > 0, norms, 1.0)
+    return (directions / np.where(norms > 0, norms, 1.0)).astype(np.float32)
 
 
 def _check(

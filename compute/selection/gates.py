@@ -157,8 +157,8 @@ def pure_directions(parts: FloatArray, x: FloatArray, most: int) -> Compositions
     pointers, weight = pointers[kept], weight[kept]
     pointers /= np.linalg.norm(pointers, axis=1, keepdims=True)
     # An OR subtracts its composition: codes are positive, so a direction is where rows reach far.
-    reach = np.stack([((centred @ row) ** 3).mean() for row in pointers]) if len(pointers) else []
-    pointers *= np.where(np.asarray(reach) < 0, -1.0, 1.0)[:, None].astype(np.float32)
+    reach = np.array([((centred @ row) ** 3).mean() for row in pointers])
+    pointers *= np.where(reach < 0, -1.0, 1.0)[:, None].astype(np.float32)
     return Compositions(_distinct(pointers, weight, most), bias)
 
 

@@ -125,7 +125,8 @@ def train_grammar_model(
     with torch.no_grad():
         for name, value in parameters.items():
             value.copy_(kept[name])
-    return model.eval()
+    model.train(mode=False)
+    return model
 
 
 @torch.no_grad()
