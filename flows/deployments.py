@@ -55,6 +55,7 @@ DEPLOYMENTS = (
     Deployed("flows.stages.recover", ("strata", "stage")),
     Deployed("flows.training.train_sprites", ("strata", "training")),
     Deployed("flows.training.train_digits", ("strata", "training")),
+    Deployed("flows.steering.steer", ("strata", "steering")),
 )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 __all__ = ["Gate", "failures"]
@@ -29,10 +29,11 @@ class Gate:
     ['fit.r2 = 0.7 is below 0.8']
     """
 
-    metric: str
-    at_least: float | None = None
-    at_most: float | None = None
-    per_level: bool = False
+    # Descriptions are what a form shows of a gate.
+    metric: str = field(metadata={"description": "Metric, such as explained_variance."})
+    at_least: float | None = field(default=None, metadata={"description": "Lowest value."})
+    at_most: float | None = field(default=None, metadata={"description": "Highest value."})
+    per_level: bool = field(default=False, metadata={"description": "Whether of every level."})
 
     def __post_init__(self) -> None:
         if self.at_least is None and self.at_most is None:

@@ -98,6 +98,7 @@ def test_the_artifact_says_where_it_comes_from(artifact, recipe):
         "graph/graph.graphml",
         "graph/nodes.parquet",
         "graph/edges.parquet",
+        "assumptions.json",
         "report.html",
         "examples/layer-00.parquet",
         "README.md",
