@@ -14,7 +14,7 @@ from compute.graphs.composition import form_of
 from compute.graphs.decision import Bar, beyond_chance, set_bar
 from compute.graphs.direction import kind_of
 from compute.graphs.invariance import check_environment, invariant_parts
-from compute.graphs.parallel import in_parallel
+from compute.graphs.parallel import in_parallel, single_threaded_blas
 from compute.graphs.parents import find_parents
 from compute.graphs.result import EdgeRecovery
 from compute.graphs.rows import Correlations, DenseRows, Rows, SparseRows
@@ -66,8 +66,9 @@ def recover_edges(
     if n < FEWEST_ROWS:
         raise ValueError(f"parts has {n} rows; edges need {FEWEST_ROWS} or more.")
     labels = None if environment is None else check_environment(environment, n)
-    rows = look_at(lower, upper)
-    return recover_from(rows, rows.correlations(), labels)
+    with single_threaded_blas:
+        rows = look_at(lower, upper)
+        return recover_from(rows, rows.correlations(), labels)
 
 
 def look_at(lower: Any, upper: Any) -> Rows:

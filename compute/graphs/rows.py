@@ -73,7 +73,7 @@ class DenseRows:
         """Correlations over all rows."""
         x, y = self.parts.values, self.wholes.values
         n = np.float32(self.n)
-        return Correlations(*(np.asarray(m / n) for m in (x.T @ x, x.T @ y, y.T @ y)))
+        return Correlations(*(_product(a, b) / n for a, b in ((x, x), (x, y), (y, y))))
 
     def close(self, whole: int, parts: NDArray[np.int64], siblings: NDArray[np.int64]) -> Close:
         """Return one whole with some parts and siblings, and the sum of all other wholes."""
@@ -153,6 +153,13 @@ class SparseRows:
             self._scratch.slot = np.zeros(self.n, dtype=np.int32)
         slot: NDArray[np.int32] = self._scratch.slot
         return slot
+
+
+def _product(left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[np.float32]:
+    starts = range(0, left.shape[1], _PRODUCT_COLUMNS)
+    return np.concatenate(
+        in_parallel(lambda a: left[:, a : a + _PRODUCT_COLUMNS].T @ right, starts)
+    )
 
 
 def sum_products(parts: sparse.csr_array, wholes: sparse.csr_array) -> Correlations:

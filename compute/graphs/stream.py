@@ -11,6 +11,7 @@ from scipy import sparse
 
 from compute.graphs.columns import FEWEST_ROWS, check_level
 from compute.graphs.invariance import check_environment
+from compute.graphs.parallel import single_threaded_blas
 from compute.graphs.recovery import look_at, recover_from
 from compute.graphs.result import EdgeRecovery
 from compute.graphs.rows import Correlations, add_products
@@ -69,7 +70,8 @@ def recover_edges_stream(
         raise ValueError(f"the blocks hold {rows} rows in all; edges need {FEWEST_ROWS} or more.")
     lower, upper, environment = sample.take()
     labels = None if environment is None else check_environment(environment, lower.shape[0])
-    return recover_from(look_at(lower, upper), moments.correlations(), labels)
+    with single_threaded_blas:
+        return recover_from(look_at(lower, upper), moments.correlations(), labels)
 
 
 class _Moments:

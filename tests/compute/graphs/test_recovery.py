@@ -1,6 +1,9 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from scipy import sparse
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from compute.graphs import recover_edges
 from compute.worlds import SelectionWorld
@@ -77,6 +80,18 @@ def test_scale_and_offset_do_not_matter(rows, recovery):
     whole = (normal[:, :2].sum(axis=1) + 0.1 * normal[:, 9])[:, None]
     found = recover_edges(normal[:, :9] + 1e4, whole - 1e4)
     assert np.flatnonzero(found.adjacency[:, 0]).tolist() == [0, 1]
+
+
+def test_blas_threads_are_as_before(rows):
+    def threads():
+        return [lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"]
+
+    with threadpool_limits(2, user_api="blas"):
+        before = threads()
+        with ThreadPoolExecutor(2) as pool:
+            runs = [pool.submit(recover_edges, *rows.codes[:2]) for _ in range(2)]
+            assert runs[0].result().n_edges == runs[1].result().n_edges
+        assert threads() == before
 
 
 def test_inhibition_has_a_negative_sign():
