@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 export DO_NOT_TRACK := 1
 
-.PHONY: setup setup-dev demo serve test lint format lock audit benchmark benchmark-identifiability clean
+.PHONY: setup setup-dev demo serve test test-all lint format lock audit benchmark benchmark-identifiability clean
 
 ## setup: a virtual environment with everything that runs the flows, from the lock file
 setup: $(VENV)/.runtime
@@ -35,8 +35,12 @@ demo: setup
 serve: setup
 	$(BIN)/strata serve smollm2
 
-## test: all tests
+## test: all tests but those marked slow; at most ten minutes on two cores
 test: setup-dev
+	$(BIN)/python -m pytest -m "not slow"
+
+## test-all: the slow ones too (killed processes, whole stacks, long searches); about half an hour
+test-all: setup-dev
 	$(BIN)/python -m pytest
 
 ## lint: style, import order and types

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 
-pytestmark = [pytest.mark.server, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import httpx
 import pytest
 import yaml
 
-pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.server, pytest.mark.timeout(900)]
 
 
 def free_port():

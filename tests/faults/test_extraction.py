@@ -19,7 +19,7 @@ from storage.locations import Location
 from tests.faults import cheap
 from tests.faults.conftest import wait_until
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 def sealed_shards(folder):
