@@ -49,8 +49,6 @@ WORLDS: dict[str, dict] = {
     "dense": {"density": 0.3},
     "common causes": {"common_cause": 0.4},
 }
-# Seconds after which a rival is stopped and reported as not finished.
-PATIENCE = 600
 
 
 def main() -> None:
@@ -58,13 +56,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one seed, small n, no slow rivals")
     parser.add_argument("--only", nargs="+", default=["decisions", "rivals", "scale"])
+    parser.add_argument("--seeds", type=int, default=3, help="worlds per size against rivals")
+    parser.add_argument("--patience", type=float, default=600.0, help="seconds for each rival")
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
     args.results.mkdir(parents=True, exist_ok=True)
     if "decisions" in args.only:
         decisions(args.results, args.quick)
     if "rivals" in args.only:
-        rivals(args.results, args.quick)
+        rivals(args.results, args.quick, args.seeds, args.patience)
     if "scale" in args.only:
         scale(args.results, args.quick)
 
@@ -145,18 +145,18 @@ def null_worlds(quick: bool) -> list[dict]:
     return out
 
 
-def rivals(results: Path, quick: bool) -> None:
+def rivals(results: Path, quick: bool, seeds: int, patience: float) -> None:
     """Compare all methods on the same codes; edges are skeleton edges between the two levels."""
     rows = []
     for sizes in ((50, 12, 4),) if quick else ((50, 12, 4), (200, 50, 10)):
-        for seed in range(1 if quick else 3):
+        for seed in range(1 if quick else seeds):
             world = SelectionWorld.vectors(sizes=sizes, seed=200 + seed)
             codes = [c.astype(np.float64) for c in world.sample(5_000).codes]
             for name, method in METHODS.items():
                 slow = name.startswith("causal-learn")
                 if slow and (quick or (sizes[0] > 50) or seed):
                     continue
-                found, seconds = run_apart(method, codes)
+                found, seconds = run_apart(method, codes, patience)
                 rows.append(
                     {
                         "variables": sum(sizes),
@@ -296,17 +296,22 @@ METHODS: dict[str, Callable[[list[np.ndarray]], list[np.ndarray]]] = {
 
 
 def run_apart(
-    method: Callable[[list[np.ndarray]], list[np.ndarray]], codes: list[np.ndarray]
+    method: Callable[[list[np.ndarray]], list[np.ndarray]],
+    codes: list[np.ndarray],
+    patience: float,
 ) -> tuple[list[np.ndarray] | None, float]:
-    """Run a method in its own process; return edges (None if stopped) and processor seconds."""
+    """Run a method in its own process, for ``patience`` seconds at most.
+
+    Returns its edges and processor seconds; None and the patience where it was stopped.
+    """
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     child = context.Process(target=_timed, args=(method, codes, queue))
     child.start()
     try:
-        found, seconds = queue.get(timeout=PATIENCE)
+        found, seconds = queue.get(timeout=patience)
     except Exception:
-        found, seconds = None, float(PATIENCE)
+        found, seconds = None, patience
     child.terminate()
     child.join()
     return found, seconds
