@@ -7,7 +7,6 @@ import torch
 from compute.dictionaries import Dictionary
 from compute.worlds.sprites import SpriteWorld
 from tests.benchmarks.unlearning import (
-    STRENGTHS,
     TIMESTEPS,
     Recorded,
     in_slots,
@@ -39,11 +38,10 @@ def dictionaries():
 
 
 def test_what_is_shared_with_others_is_spared(recorded, dictionaries):
-    edits = level_edits(dictionaries, recorded, "object", HOUSE)
-    strength = STRENGTHS["object"]
+    edits = level_edits(dictionaries, recorded, "object", HOUSE, 4.0)
     scales = {(edit.level, edit.index): edit.scale for edit in edits}
     assert scales == pytest.approx(
-        {(n, c): 1 - strength * s for n in (1, 2, 3) for c, s in ((0, 1.0), (1, 0.5))}
+        {(n, c): 1 - 4 * s for n in (1, 2, 3) for c, s in ((0, 1.0), (1, 0.5))}
     )
     others = random_edits(edits, 0, 4)
     assert [edit.scale for edit in others] == [edit.scale for edit in edits]

@@ -18,13 +18,15 @@ The methods:
   target and at most o in slots of any other is scaled by 1 − strength · (1 − o / m): what is shared
   with the others is spared.
 - ``single, SAeUron``: one dictionary of all moments; the highest scores of SAeUron, scaled by
-  −strength.
+  −strength / 2.
 - ``difference of means``: the direction from the others to the target, taken away in proportion.
 - ``negative prompt``: the target's name.
 - ``random``: as many concepts as ``levels`` edits, with its scales, drawn at random.
 
 Where concepts are edited it is at every step and in both halves of the guidance. Every dictionary
-has been trained for the same number of steps with the same settings.
+has been trained for the same number of steps with the same settings. Per target, the strength of
+every method that has one is the best of `STRENGTHS` by the harmonic mean on training captions, the
+smaller of two as good; ``random`` takes that of ``levels``.
 """
 
 import argparse
@@ -50,8 +52,9 @@ RESULTS = Path(__file__).parent / "results" / "unlearning.csv"
 HOOKPOINT = "up_blocks.0"
 TIMESTEPS = (99, 499, 899)
 STEPS, GUIDANCE = 10, 2.0
-STRENGTHS = {"object": 5.0, "colour": 8.0}
+STRENGTHS = (5.0, 10.0)
 SAEURON_CONCEPTS = 32
+TUNED = ("levels", "single, SAeUron", "difference of means")
 METHODS = ("levels", "single, SAeUron", "difference of means", "negative prompt", "random")
 FIELDS = ("kind", "target", "method", "seed", "strength", "captions", "edits")
 FIELDS += ("ua", "ira", "cra", "harmonic", "cross", "machine", "command")
@@ -123,7 +126,7 @@ def mean_slot_codes(dictionary, recorded, steps):
     return (total / len(steps)).numpy()
 
 
-def level_edits(dictionaries, recorded, kind, target):
+def level_edits(dictionaries, recorded, kind, target, strength):
     """Edits of ``levels``: less of what the target has more of than every other."""
     edits = []
     labels = recorded.of(kind)
@@ -133,18 +136,18 @@ def level_edits(dictionaries, recorded, kind, target):
         most = np.delete(means, target, axis=0).max(axis=0)
         excess = 1 - most / np.maximum(means[target], 1e-9)
         for concept in np.flatnonzero((excess > 0.1) & (means[target] > 1e-3)):
-            scale = 1 - STRENGTHS[kind] * float(excess[concept])
+            scale = 1 - strength * float(excess[concept])
             edits.append(Edit(number, int(concept), scale, half="both"))
     return edits
 
 
-def saeuron_edits(dictionary, recorded, kind, target):
+def saeuron_edits(dictionary, recorded, kind, target, strength):
     """Edits of the concepts of the highest scores in a dictionary of all moments."""
     labels = recorded.of(kind)
     codes = mean_slot_codes(dictionary, recorded, list(recorded.activations))
     scores = saeuron_scores(codes[labels == target], codes[(labels >= 0) & (labels != target)])
     best = np.argsort(-scores)[:SAEURON_CONCEPTS]
-    return [Edit(1, int(concept), -STRENGTHS[kind], half="both") for concept in best]
+    return [Edit(1, int(concept), -strength / 2, half="both") for concept in best]
 
 
 def difference_levels(recorded, kind, target):
@@ -179,7 +182,7 @@ def random_edits(edits, seed, n_concepts):
     return swapped
 
 
-def plan(method, dictionaries, recorded, kind, target, seed):
+def plan(method, dictionaries, recorded, kind, target, strength, seed):
     """Levels, edits and negative prompt of a method."""
     levels = [
         ConceptLevel(number, f"t{t}", HOOKPOINT, dictionaries[t], timestep=t)
@@ -187,14 +190,14 @@ def plan(method, dictionaries, recorded, kind, target, seed):
     ]
     if method == "single, SAeUron":
         single = ConceptLevel(1, "all", HOOKPOINT, dictionaries["all"])
-        return [single], saeuron_edits(dictionaries["all"], recorded, kind, target), None
+        return [single], saeuron_edits(dictionaries["all"], recorded, kind, target, strength), None
     if method == "difference of means":
         levels = difference_levels(recorded, kind, target)
-        scale = 1 - STRENGTHS[kind] / 2
+        scale = 1 - strength / 2
         return levels, [Edit(level.level, 0, scale, half="both") for level in levels], None
     if method == "negative prompt":
         return levels, [], (OBJECTS if kind == "object" else COLOURS)[target]
-    edits = level_edits(dictionaries, recorded, kind, target)
+    edits = level_edits(dictionaries, recorded, kind, target, strength)
     if method == "random":
         edits = random_edits(edits, seed, dictionaries[TIMESTEPS[0]].n_concepts)
     return levels, edits, None
@@ -234,9 +237,9 @@ def judge(wanted, seen, kind, target):
     }
 
 
-def chosen(kind, target, n, seed):
-    """Held-out captions: three in four with the target, the rest without."""
-    _, captions, factors = SpriteWorld(seed + 77).sample(600, held_out=True)
+def chosen(kind, target, n, seed, held_out):
+    """Captions, three in four with the target, the rest without."""
+    _, captions, factors = SpriteWorld(seed + 77).sample(600, held_out=held_out)
     has = ((factors.objects if kind == "object" else factors.colours) == target).any(axis=1)
     with_it = 3 * n // 4
     rows = np.concatenate([np.flatnonzero(has)[:with_it], np.flatnonzero(~has)[: n - with_it]])
@@ -246,28 +249,53 @@ def chosen(kind, target, n, seed):
     return [captions[row] for row in rows], wanted, [int(row) for row in rows]
 
 
-def evaluate(pipeline, recorded, dictionaries, kind, target, method, n, seed):
-    """One row of the table."""
-    captions, wanted, seeds = chosen(kind, target, n, seed)
-    levels, edits, negative = plan(method, dictionaries, recorded, kind, target, seed)
+def try_out(pipeline, planned, kind, target, n, seed, *, held_out):
+    """Scores of a plan on captions that the model was or was not trained on."""
+    levels, edits, negative = planned
+    captions, wanted, seeds = chosen(kind, target, n, seed, held_out)
     with torch.no_grad(), steer(pipeline, levels, edits):
         pictures = drawn(pipeline, captions, seeds, negative)
-    scores = judge(wanted, read_sprites(pictures).factors, kind, target)
-    row = {
-        "kind": kind,
-        "target": (OBJECTS if kind == "object" else COLOURS)[target],
-        "method": method,
-        "seed": seed,
-        "strength": STRENGTHS[kind] if edits else "",
-        "captions": len(captions),
-        "edits": len(edits),
-    }
-    return row | {name: round(score, 4) for name, score in scores.items()}
+    return judge(wanted, read_sprites(pictures).factors, kind, target)
+
+
+def rows_of_target(pipeline, recorded, dictionaries, name, options):
+    """Rows of the table, one per method."""
+    kind = "object" if name in OBJECTS else "colour"
+    target = (OBJECTS if kind == "object" else COLOURS).index(name)
+    strengths = {}
+    for method in options.methods:
+
+        def planned(strength, method=method):
+            given = (method, dictionaries, recorded, kind, target, strength, options.seed)
+            return plan(*given)
+
+        if method in TUNED:
+            best = -1.0
+            for strength in STRENGTHS:
+                place = (kind, target, options.tuning, options.seed)
+                scores = try_out(pipeline, planned(strength), *place, held_out=False)
+                if scores["harmonic"] > best:
+                    best, strengths[method] = scores["harmonic"], strength
+        elif method == "random":
+            strengths[method] = strengths.get("levels", STRENGTHS[0])
+        ready = planned(strengths.get(method))
+        place = (kind, target, options.captions, options.seed)
+        scores = try_out(pipeline, ready, *place, held_out=True)
+        yield {
+            "kind": kind,
+            "target": name,
+            "method": method,
+            "seed": options.seed,
+            "strength": strengths.get(method, ""),
+            "captions": options.captions,
+            "edits": len(ready[1]),
+        } | {key: round(score, 4) for key, score in scores.items()}
 
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--captions", type=int, default=60, help="held-out captions per target")
+    parser.add_argument("--tuning", type=int, default=24, help="captions to choose a strength on")
     parser.add_argument("--recorded", type=int, default=300, help="captions to find concepts on")
     parser.add_argument("--learn-steps", type=int, default=350)
     parser.add_argument("--targets", nargs="+", default=[*OBJECTS, *COLOURS])
@@ -285,19 +313,7 @@ def main(arguments=None):
         writer = csv.DictWriter(file, FIELDS)
         writer.writeheader()
         for name in options.targets:
-            kind = "object" if name in OBJECTS else "colour"
-            target = (OBJECTS if kind == "object" else COLOURS).index(name)
-            for method in options.methods:
-                row = evaluate(
-                    pipeline,
-                    recorded,
-                    dictionaries,
-                    kind,
-                    target,
-                    method,
-                    options.captions,
-                    options.seed,
-                )
+            for row in rows_of_target(pipeline, recorded, dictionaries, name, options):
                 writer.writerow(row | {"machine": machine, "command": command})
                 file.flush()
 
