@@ -31,7 +31,9 @@ def test_rows_are_computed_once(benchmark, tmp_path, monkeypatch):
 
 
 def test_the_truth_scores_one_and_nothing_scores_zero(benchmark):
-    world = benchmark.SelectionWorld.vectors(sizes=(10, 4, 2), dim=12, seed=0)
+    world = benchmark.SelectionWorld.vectors(
+        sizes=(10, 4, 2), dim=12, parts_per_whole=(2, 3), seed=0
+    )
     order = np.random.default_rng(0).permutation(10)
     edges = [world.edges[0][order], world.edges[1]]
     directions = [world.directions[0][order], *world.directions[1:]]
