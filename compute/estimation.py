@@ -53,14 +53,11 @@ class Storage:
     activations, codes, dictionaries : int
         What the finished sets take. Codes are compressed; random ones of the same shape tell by
         how much.
-    peak : int
-        Most that the run takes at one time.
     """
 
     activations: int
     codes: int
     dictionaries: int
-    peak: int
 
 
 @dataclass(frozen=True)
@@ -91,11 +88,7 @@ def storage_of(plan: ActivationPlan, learn: LearnSettings, codes_k: int) -> Stor
     # W_enc, W_dec, b_enc, b_dec and the log frequency, in float32.
     one = [4 * (2 * learn.n_concepts * d + 2 * learn.n_concepts + d) for d in widths]
     dictionaries = sum(one)
-    # A checkpoint holds the weights and Adam's two moments, and is replaced when the next is whole.
-    training = 2 * 3 * dictionaries
-    activations = plan.disk_bytes + _METADATA * len(plan.columns)
-    peak = activations + max(plan.staging_bytes, training + dictionaries, codes + dictionaries)
-    return Storage(activations, codes, dictionaries, peak)
+    return Storage(plan.disk_bytes + _METADATA * len(plan.columns), codes, dictionaries)
 
 
 def _code_bytes(n_concepts: int, k: int, width: int) -> float:

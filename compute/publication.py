@@ -36,7 +36,7 @@ from storage.atlas import (
 )
 from storage.atlas.labels import ContrastLabeller, background_counts, contrast_words, words_of
 from storage.codes import CodeSet
-from storage.graphs import ConceptGraph
+from storage.graphs import ConceptGraph, concept_place
 from storage.locations import Location
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ def assumptions(findings: Findings, codes: CodeSet) -> AssumptionReport:
         matrices.append(vstack(blocks).tocsr())
     table = findings.graph.edges
     places = [
-        tuple(tuple(map(int, end.split(":"))) for end in ends)
+        tuple(concept_place(end) for end in ends)
         for ends in zip(
             table.column("source").to_pylist(), table.column("target").to_pylist(), strict=True
         )

@@ -14,6 +14,8 @@ from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
+from flows.options import StoreOption
+
 if TYPE_CHECKING:
     from storage.artifacts import Registry
 
@@ -46,15 +48,6 @@ artifacts = typer.Typer(
     cls=_Refusing,
 )
 
-StoreOption = Annotated[
-    str | None,
-    typer.Option(
-        "--store",
-        envvar="STRATA_STORE",
-        help="Where results lie: a folder, `s3://…` or `gs://…`.",
-        show_default=".strata",
-    ),
-]
 Name = Annotated[str, typer.Argument(help="Name of the artifact.")]
 Version = Annotated[str, typer.Argument(help="A number or an alias.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from flows.artifacts_command import artifacts
 from flows.doctor_command import doctor
+from flows.options import StoreOption
 from flows.recipe import BadInput, Recipe, load_recipe, recipe_names
 from flows.stack_command import register as register_stack
 from flows.steer_command import steer
@@ -46,15 +47,6 @@ SetOption = Annotated[
         "-s",
         metavar="NAME=VALUE",
         help="Change one setting, such as `learn.k=16`. May be given several times.",
-    ),
-]
-StoreOption = Annotated[
-    str | None,
-    typer.Option(
-        "--store",
-        envvar="STRATA_STORE",
-        help="Where results lie: a folder, `s3://…` or `gs://…`.",
-        show_default=".strata",
     ),
 ]
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.recipe import BadInput, load_recipe
+from flows.recipe import load_recipe
+from flows.serving import nightly_schedule
 
 __all__ = ["DEPLOYMENTS", "WORK_POOL", "Deployed", "deploy"]
 
@@ -24,14 +25,11 @@ class Deployed:
         ``module.flow``; where the code is installed, a worker imports it from there.
     nightly : bool
         Whether it has the schedule.
-    alone : bool
-        Whether a second run waits until the first has ended.
     """
 
     entrypoint: str
     tags: Sequence[str]
     nightly: bool = False
-    alone: bool = True
 
     @property
     def name(self) -> str:
@@ -96,16 +94,9 @@ def deploy(
     chosen = load_recipe(recipe, [f"store={store}"] if store else [])
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import WorkPoolCreate
-    from prefect.client.schemas.schedules import CronSchedule
     from prefect.exceptions import ObjectNotFound
 
-    try:
-        schedule = CronSchedule(cron=cron, timezone=timezone)
-    except ValueError as error:
-        raise BadInput(
-            f"schedule {cron!r} in {timezone!r} is not valid: give five cron fields and a time "
-            "zone such as Europe/Berlin."
-        ) from error
+    schedule = nightly_schedule(cron, timezone)
     with get_client(sync_client=True) as client:
         try:
             client.read_work_pool(work_pool)
@@ -137,7 +128,7 @@ def _deployment(deployed: Deployed, schedule: Any, forms: dict[str, Any]) -> Any
         name=deployed.name,
         parameters=parameters,
         schedules=[schedule] if schedule is not None else [],
-        concurrency_limit=limit if deployed.alone else None,
+        concurrency_limit=limit,
         tags=list(deployed.tags),
         entrypoint_type=EntrypointType.MODULE_PATH,
     )

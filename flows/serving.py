@@ -10,14 +10,34 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from flows.recipe import BadInput, Recipe
 
-__all__ = ["local_server", "serve_nightly"]
+__all__ = ["healthy", "local_server", "nightly_schedule", "serve_nightly"]
 
 _HOST = "127.0.0.1"
 _PORT = 4200
 _START_SECONDS = 120
+
+
+def nightly_schedule(cron: str, timezone: str) -> Any:
+    """A Prefect schedule.
+
+    Raises
+    ------
+    BadInput
+        If the schedule or the time zone is not one.
+    """
+    from prefect.client.schemas.schedules import CronSchedule
+
+    try:
+        return CronSchedule(cron=cron, timezone=timezone)
+    except ValueError as error:
+        raise BadInput(
+            f"schedule {cron!r} in {timezone!r} is not valid: give five cron fields and a time "
+            "zone such as Europe/Berlin."
+        ) from error
 
 
 def serve_nightly(
@@ -30,16 +50,9 @@ def serve_nightly(
     BadInput
         If the schedule or the time zone is not one.
     """
-    from prefect.client.schemas.schedules import CronSchedule
     from prefect.types.entrypoint import EntrypointType
 
-    try:
-        schedule = CronSchedule(cron=cron, timezone=timezone)
-    except ValueError as error:
-        raise BadInput(
-            f"schedule {cron!r} in {timezone!r} is not valid: give five cron fields and a time "
-            "zone such as Europe/Berlin."
-        ) from error
+    schedule = nightly_schedule(cron, timezone)
     with local_server() as url:
         from flows.build import build
 
@@ -72,7 +85,7 @@ def local_server() -> Iterator[str]:
     url = f"http://{_HOST}:{_PORT}/api"
     # Before anything of Prefect is imported, so that this process talks to that server.
     os.environ["PREFECT_API_URL"] = url
-    if _healthy(url):
+    if healthy(url):
         yield url
         return
     with socket.socket() as probe:
@@ -89,7 +102,7 @@ def local_server() -> Iterator[str]:
     )
     try:
         deadline = time.monotonic() + _START_SECONDS
-        while not _healthy(url):
+        while not healthy(url):
             if server.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError("the Prefect server did not start: try `prefect server start`.")
             time.sleep(0.5)
@@ -99,7 +112,8 @@ def local_server() -> Iterator[str]:
         server.wait(timeout=30)
 
 
-def _healthy(url: str) -> bool:
+def healthy(url: str) -> bool:
+    """Whether the Prefect API at `url` answers."""
     try:
         with urllib.request.urlopen(f"{url}/health", timeout=2) as answer:  # noqa: S310
             return bool(answer.status == 200)

@@ -15,13 +15,13 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from flows.recipe import BadInput
+from flows.serving import healthy
 
 __all__ = ["Running", "Stack"]
 
@@ -199,7 +199,7 @@ class Stack:
             "server",
             [python, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(self.port)],
             f"http://{HOST}:{self.port}",
-            lambda: _healthy(f"{self.api}/health"),
+            lambda: healthy(self.api),
         )
         ray = str(Path(python).with_name("ray"))
         head = [ray, "start", "--head", "--block", "--disable-usage-stats"]
@@ -305,14 +305,6 @@ def _answers(port: int) -> bool:
     with socket.socket() as probe:
         probe.settimeout(1)
         return probe.connect_ex((HOST, port)) == 0
-
-
-def _healthy(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=2) as answer:  # noqa: S310
-            return bool(answer.status == 200)
-    except OSError:
-        return False
 
 
 def describe(services: list[Running]) -> list[dict[str, Any]]:

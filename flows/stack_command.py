@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from flows.options import StoreOption
 from flows.recipe import BadInput
 from flows.stack import Running, Stack, describe
 
@@ -22,15 +23,6 @@ RecipeArgument = Annotated[
 ]
 CronOption = Annotated[str, typer.Option(help="When the nightly flow runs by itself.")]
 ZoneOption = Annotated[str, typer.Option(help="Time zone of the schedule.")]
-StoreOption = Annotated[
-    str | None,
-    typer.Option(
-        "--store",
-        envvar="STRATA_STORE",
-        help="Where results lie: a folder, `s3://…` or `gs://…`.",
-        show_default=".strata",
-    ),
-]
 HomeOption = Annotated[
     Path | None,
     typer.Option("--home", envvar="STRATA_HOME", help="Folder of the stack's notes and logs."),

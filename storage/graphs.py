@@ -59,7 +59,7 @@ from storage.columns import (
 )
 from storage.exports.graph_formats import graphml, networkx_graph, node_link
 
-__all__ = ["VERDICTS", "ConceptGraph", "concept_ids"]
+__all__ = ["VERDICTS", "ConceptGraph", "concept_ids", "concept_place"]
 
 VERDICTS = ("confirmed", "refuted", "untested")
 
@@ -69,6 +69,12 @@ Positions = NDArray[np.int64]
 def concept_ids(level: int, indices: Iterable[int]) -> list[str]:
     """Ids ``"{level}:{index}"`` of the nodes at `indices` of a level."""
     return [f"{level}:{int(index)}" for index in indices]
+
+
+def concept_place(concept: str) -> tuple[int, int]:
+    """Level and index of a concept, from its id."""
+    level, index = concept.split(":")
+    return int(level), int(index)
 
 
 @dataclass(frozen=True, eq=False)

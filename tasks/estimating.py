@@ -16,7 +16,7 @@ from compute.settings import (
 )
 from storage.locations import Location
 from storage.references import Reference
-from tasks.planning import plan_extraction
+from tasks.planning import disk_bytes, plan_extraction
 
 if TYPE_CHECKING:
     from compute.estimation import StepEstimate
@@ -128,7 +128,7 @@ def estimate(
             # Kept once as learnt and once in the artifact.
             "dictionaries": 2 * storage.dictionaries,
         },
-        peak_bytes=storage.peak,
+        peak_bytes=disk_bytes(plan, learn),
         free_bytes=location.free_bytes(),
         seconds={name: step.seconds for name, step in steps.items()},
         memory={name: step.memory for name, step in steps.items() if step.memory},

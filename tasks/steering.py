@@ -8,6 +8,7 @@ from typing import Any
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
 
+from storage.graphs import concept_place
 from storage.locations import Location
 from storage.records import digest
 from tasks.progress import step_progress
@@ -97,7 +98,7 @@ def steer(
 
 
 def _induced(steering: Any, levels: Any, concept: str, share: float) -> Any:
-    level, index = (int(number) for number in concept.split(":"))
+    level, index = concept_place(concept)
     found = next((lv for lv in levels if lv.level == level), None)
     if found is None:
         raise ValueError(f"concept {concept!r} is of a level that the artifact does not have.")

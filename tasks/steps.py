@@ -31,7 +31,7 @@ from storage.references import Reference, Step
 from tasks import planning
 from tasks.progress import step_progress
 
-__all__ = ["check", "encode", "extract", "learn", "recover"]
+__all__ = ["check", "encode", "extract", "hash_below", "learn", "recover"]
 
 # Raised when a step comes to compute something else from the same settings.
 LEARN_VERSION = 1
@@ -185,7 +185,7 @@ def learn(
             resources=resources,
             progress=progress,
         )
-        return _hash_below(location, "dictionaries"), {"levels": scores}
+        return hash_below(location, "dictionaries"), {"levels": scores}
 
     return once(store, "learn", name, "steps", work)
 
@@ -295,6 +295,7 @@ def published_metadata(
     }
 
 
-def _hash_below(location: Location, folder: str) -> str:
+def hash_below(location: Location, folder: str = "") -> str:
+    """SHA-256 over the paths and the bytes of all files below a folder, in order of path."""
     paths = sorted(location.walk(folder))
     return digest(part for path in paths for part in (path.encode(), location.get(path)))

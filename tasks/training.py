@@ -22,9 +22,9 @@ from compute.models.training_settings import (
     TextSettings,
 )
 from storage.locations import Location
-from storage.records import digest, fingerprint
+from storage.records import fingerprint
 from storage.references import Reference
-from tasks.steps import once
+from tasks.steps import hash_below, once
 
 if TYPE_CHECKING:
     from compute.models.sprite_pipeline import Stage
@@ -60,7 +60,7 @@ def train_sprite_part(
         whole = SpriteSettings(**settings.model_dump())
         places = SpriteCheckpoints(location, location, location)
         train_sprites(whole, places, _steps_of(progress), until=stage, every=every)
-        return _hash_of(location), {"stage": stage}
+        return hash_below(location), {"stage": stage}
 
     return once(store, "train", name, "steps", work)
 
@@ -153,7 +153,7 @@ def _score(store: str, model: Reference, settings: dict[str, Any], score: Any) -
         shown = np.rint(scored.drawings[:_SHOWN] * 255).astype(np.uint8)
         grid = mosaic(shown, _PER_ROW)
         location.put("drawings.png", png(grid, most=max(grid.shape)))
-        return _hash_of(location), {
+        return hash_below(location), {
             "score": scored.score,
             "captions": scored.captions[:_SHOWN],
         }
@@ -184,7 +184,7 @@ def _save(pipeline: Any, location: Location) -> str:
         for path in sorted(Path(folder).rglob("*")):
             if path.is_file():
                 location.put(f"model/{path.relative_to(folder).as_posix()}", path.read_bytes())
-    return _hash_of(location / "model")
+    return hash_below(location / "model")
 
 
 def _named(store: str, name: str, model: Reference) -> Reference:
@@ -213,8 +213,3 @@ def _folder_of(location: Location) -> Iterator[Path]:
 
 def _steps_of(progress: Progress) -> StageProgress:
     return lambda stage, step, steps, loss: progress(step, steps)
-
-
-def _hash_of(location: Location) -> str:
-    paths = sorted(location.walk())
-    return digest(part for path in paths for part in (path.encode(), location.get(path)))

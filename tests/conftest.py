@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import sys
 
 import pytest
@@ -148,6 +149,17 @@ def artifact(built, recipe):
     from storage.locations import Location
 
     return Registry((Location(recipe.store) / "artifacts").url).load("tiny", version=1)
+
+
+def free_ports(n):
+    """Ports of the loopback address that nobody listens on."""
+    probes = [socket.socket() for _ in range(n)]
+    for probe in probes:
+        probe.bind(("127.0.0.1", 0))
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
 
 
 def kill_tree(process):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Self
@@ -16,6 +15,7 @@ from compute.dictionaries import Dictionary, fit_dictionary
 from compute.graphs import recover_edges
 from compute.graphs.columns import FEWEST_ROWS
 from compute.selection.encoders import read_out
+from compute.selection.estimator import Estimator
 from compute.selection.gates import FloatArray, pure_directions
 from compute.selection.level import Level
 
@@ -29,7 +29,7 @@ _CHOICE = 2.0
 _SAME = 0.9
 
 
-class HierarchicalSelectionModel:
+class HierarchicalSelectionModel(Estimator):
     """Dictionaries of all levels, joined by sparse gates from each level to the next.
 
     Parameters
@@ -105,23 +105,6 @@ class HierarchicalSelectionModel:
         self.steps = steps
         self.rounds = rounds
         self.coupled = coupled
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """The settings, as scikit-learn asks for them."""
-        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
-
-    def set_params(self, **params: Any) -> Self:
-        """Change settings; unknown names are refused."""
-        known = self.get_params()
-        for name, value in params.items():
-            if name not in known:
-                raise ValueError(f"{name} is no setting; choose among {sorted(known)}.")
-            setattr(self, name, value)
-        return self
-
-    def __repr__(self) -> str:
-        settings = ", ".join(f"{name}={value!r}" for name, value in self.get_params().items())
-        return f"{type(self).__name__}({settings})"
 
     def fit(self, levels: Sequence[ArrayLike | Tensor], y: None = None) -> Self:
         """Fit to activations, one (n, d_l) array per level, lowest first; rows are aligned.

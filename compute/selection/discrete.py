@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,6 +11,7 @@ from scipy import stats
 
 from compute.selection.discrete_assignment import reassigned
 from compute.selection.discrete_structure import group_parts, residual_association
+from compute.selection.estimator import Estimator
 from compute.selection.latent_class import LatentClass, choose_latent_class, distinct_rows
 from compute.selection.latent_tree import LatentTree, TreeRows, fit_tree, infer, spanning_forest
 
@@ -24,7 +24,7 @@ _EM_STEPS = 60
 _TOLERANCE = 0.5
 
 
-class DiscreteHierarchy:
+class DiscreteHierarchy(Estimator):
     """Recovers latent wholes over discrete parts: structure, numbers of states and tables.
 
     Parameters
@@ -82,23 +82,6 @@ class DiscreteHierarchy:
         self.max_levels = max_levels
         self.max_moves = max_moves
         self.seed = seed
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """The settings, as scikit-learn asks for them."""
-        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
-
-    def set_params(self, **params: Any) -> Self:
-        """Change settings; unknown names are refused."""
-        known = self.get_params()
-        for name, value in params.items():
-            if name not in known:
-                raise ValueError(f"{name} is no setting; choose among {sorted(known)}.")
-            setattr(self, name, value)
-        return self
-
-    def __repr__(self) -> str:
-        settings = ", ".join(f"{name}={value!r}" for name, value in self.get_params().items())
-        return f"{type(self).__name__}({settings})"
 
     def fit(self, table: ArrayLike, y: None = None) -> Self:
         """Fit to ``table``, (n, p) of integer labels; rows are samples.

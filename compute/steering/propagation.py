@@ -10,6 +10,7 @@ import numpy as np
 
 from compute.steering.edits import Edit
 from compute.steering.levels import ConceptLevel, concept_levels, find_level
+from storage.graphs import concept_place
 
 if TYPE_CHECKING:
     from storage.graphs import ConceptGraph
@@ -101,7 +102,7 @@ def _carried(
     edit: Edit, whole: str, part: str, share: float, levels: Sequence[ConceptLevel]
 ) -> Edit | None:
     """Return what an edit of a whole means for one part, or None for nothing."""
-    level, index = (int(number) for number in part.split(":"))
+    level, index = concept_place(part)
     # Its own steps and threshold: those of the whole are of another level.
     moved = replace(edit, level=level, concept=index, timesteps=None, above=None)
     if edit.donor is not None:
@@ -119,7 +120,7 @@ def _carried(
 
 
 def _largest(concept: str, levels: Sequence[ConceptLevel]) -> float:
-    level, index = (int(number) for number in concept.split(":"))
+    level, index = concept_place(concept)
     if not levels:
         raise ValueError(
             f"what is added to or set at {concept} is carried over in units of observed ranges: "

@@ -16,6 +16,7 @@ from compute.steering.context import steer
 from compute.steering.distance import Distance
 from compute.steering.edits import Edit
 from compute.steering.levels import concept_levels
+from storage.graphs import concept_place
 
 __all__ = ["Outcome", "Variant", "compare", "default_prompts", "load_model"]
 
@@ -89,7 +90,7 @@ def load_model(artifact: Any) -> Any:
 
 def default_prompts(artifact: Any, concept: str, *, count: int = 3) -> list[str]:
     """Return prompts that call a concept up: the beginnings of its strongest examples."""
-    level, index = (int(number) for number in concept.split(":"))
+    level, index = concept_place(concept)
     prompts: list[str] = []
     for example in artifact.examples(level):
         if example.get("index") != index:

@@ -1,7 +1,6 @@
 """`strata up`: the schedule fires by itself, and a run is submitted by hand in the Prefect UI."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -10,22 +9,14 @@ import httpx
 import pytest
 import yaml
 
+from tests.conftest import free_ports
+
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.server,
     pytest.mark.slow,
     pytest.mark.timeout(900),
 ]
-
-
-def free_ports(n):
-    probes = [socket.socket() for _ in range(n)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -11,13 +10,9 @@ import httpx
 import pytest
 import yaml
 
+from tests.conftest import free_ports
+
 pytestmark = [pytest.mark.server, pytest.mark.timeout(900)]
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def wait_until(condition, seconds, process):
@@ -33,7 +28,7 @@ def wait_until(condition, seconds, process):
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    port = free_port()
+    (port,) = free_ports(1)
     environment = os.environ | {
         "PREFECT_HOME": str(tmp_path_factory.mktemp("prefect")),
         "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
