@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import itertools
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -262,8 +262,12 @@ class ActivationSet(SealedTable[ActivationPlan]):
         return _to_readable(self.rows(f"levels/{level}", start, stop), self.plan.dtype)
 
     def gather(self, level: str, pieces: Sequence[range]) -> _Array:
-        """Activations of a level as `read` gives them, piece after piece, all of one shard."""
+        """Activations of a level as `read` gives them, piece after piece, each of one shard."""
         return _to_readable(self.gather_rows(f"levels/{level}", pieces), self.plan.dtype)
+
+    def prefetch(self, level: str, row: int) -> Callable[[], None] | None:
+        """What fetches the shard of this row from a local disk, unless it is in memory already."""
+        return self.prefetch_shard(f"levels/{level}", row // self.plan.shard_rows)
 
     def norms(self, level: str, start: int, stop: int) -> npt.NDArray[np.float32]:
         """Euclidean norms (stop − start,) of a level's rows."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ __all__ = ["ActivationLoader", "kept_rows"]
 
 _Array = npt.NDArray[Any]
 _Batch = dict[str, _Array]
-# Reads ahead, each by a thread of its own: one maps and copies while another checks.
+# Remote reads ahead, each by a thread of its own.
 _AHEAD = 2
 # Bytes of a level that are read at once; few, so that memory does not depend on the shard's size.
 _READ_BYTES = 4 << 20
@@ -93,6 +94,7 @@ class ActivationLoader:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} is not in 0 to {world_size - 1}.")
         self._set = activations
+        self._local = activations.location.local_path is not None
         self._levels = tuple(levels or activations.levels)
         self._batch_size = batch_size
         self._seed = seed
@@ -124,9 +126,16 @@ class ActivationLoader:
                 if offset < size:
                     pending.append({k: v[offset:] for k, v in rows.items()})
                     have += size - offset
+                # Its memory, still in the processor's cache, serves the next read.
+                del rows
 
     def _prefetched(self, pool: ThreadPoolExecutor) -> Iterator[_Batch]:
-        reads = self._reads()
+        if self._local:
+            # A local shard is read by the consumer: handing rows from thread to thread costs more
+            # than copying them does. The kernel meanwhile fetches the next shard from the disk.
+            for read in self._reads(pool):
+                yield self._read(*read)
+        reads = self._reads(pool)
         ahead: deque[Future[_Batch]] = deque()
         try:
             while True:
@@ -137,39 +146,57 @@ class ActivationLoader:
             for future in ahead:
                 future.cancel()
 
-    def _reads(self) -> Iterator[tuple[bool, list[range], int]]:
+    def _reads(self, pool: ThreadPoolExecutor) -> Iterator[tuple[bool, list[range], int]]:
         """What to read, one piece of work after the other: arguments of :meth:`_read`."""
-        chunk = self._set.plan.chunk_rows
         widest = max(self._set.plan.column(f"levels/{level}").row_bytes for level in self._levels)
+        chunk = self._set.plan.chunk_rows
         # Only a local shard can be read in part without reading all of it.
-        local = self._set.location.local_path is not None
-        at_once = max(1, _READ_BYTES // (chunk * widest)) if local else sys.maxsize
+        chunks = max(1, _READ_BYTES // (chunk * widest)) if self._local else sys.maxsize
+        # Reads of whole batches, as long as no row is dropped: such a batch is read in place.
+        rows = self._batch_size * max(1, _READ_BYTES // (self._batch_size * widest))
         skip = self._start * self._batch_size
-        for window, rng in self._order():
+        waiting: list[range] = []
+        for (window, starts), (following, _) in itertools.pairwise(self._order()):
             if skip >= window.kept:
                 skip -= window.kept
                 continue
-            n_chunks = -(-(window.stop - window.start) // chunk)
-            starts = (window.start + chunk * rng.permutation(n_chunks)).tolist()
+            for level in self._levels:
+                fetch = self._set.prefetch(level, following.start)
+                if fetch is not None:
+                    pool.submit(fetch)
             pieces = [range(a, min(a + chunk, window.stop)) for a in starts]
-            step = len(pieces) if skip else min(at_once, len(pieces))
-            for i in range(0, len(pieces), step):
-                dropped = window.kept < window.stop - window.start
-                yield dropped, pieces[i : i + step], skip
+            dropped = window.kept < window.stop - window.start
+            if self._local and not dropped:
+                waiting += _split(pieces, skip)[1]
+                while sum(map(len, waiting)) >= rows:
+                    read, waiting = _split(waiting, rows)
+                    yield False, read, 0
+            else:
+                if waiting:
+                    yield False, waiting, 0
+                    waiting = []
+                step = len(pieces) if skip else min(chunks, len(pieces))
+                for i in range(0, len(pieces), step):
+                    yield dropped, pieces[i : i + step], skip
             skip = 0
 
-    def _order(self) -> Iterator[tuple[_Window, np.random.Generator]]:
+    def _order(self) -> Iterator[tuple[_Window, list[int]]]:
+        """Windows, each with the first rows of its chunks, in the order of reading."""
+        chunk = self._set.plan.chunk_rows
         epoch = 0
         while True:
-            rng = np.random.Generator(np.random.Philox(key=[self._seed, epoch]))
-            order = rng.permutation(len(self._windows))[self._rank :: self._world_size]
-            for i in order:
-                key = [self._seed, (epoch << 32) + int(i) + 1]
-                yield self._windows[i], np.random.Generator(np.random.Philox(key=key))
+            common = np.random.Generator(np.random.Philox(key=[self._seed, epoch]))
+            order = common.permutation(len(self._windows))[self._rank :: self._world_size]
+            key = [self._seed, ((self._rank + 1) << 32) + epoch]
+            own = np.random.Generator(np.random.Philox(key=key))
+            for i in order.tolist():
+                window = self._windows[i]
+                n_chunks = -(-(window.stop - window.start) // chunk)
+                yield window, (window.start + chunk * own.permutation(n_chunks)).tolist()
             epoch += 1
 
     def _read(self, some_dropped: bool, pieces: list[range], skip: int) -> _Batch:
-        """Rows of these pieces of one shard, without dropped rows and the first `skip` rows."""
+        """Rows of these pieces, without dropped rows and the first `skip` rows."""
         rows = {level: self._set.gather(level, pieces) for level in self._levels}
         if some_dropped:
             kept = np.concatenate(
@@ -188,3 +215,13 @@ def _join(parts: list[_Batch]) -> _Batch:
     if len(parts) == 1:
         return parts[0]
     return {level: np.concatenate([part[level] for part in parts]) for level in parts[0]}
+
+
+def _split(pieces: list[range], rows: int) -> tuple[list[range], list[range]]:
+    """The first so many rows, and the rest."""
+    for i, piece in enumerate(pieces):
+        if len(piece) > rows:
+            cut = [piece[:rows]] if rows else []
+            return pieces[:i] + cut, [piece[rows:], *pieces[i + 1 :]]
+        rows -= len(piece)
+    return pieces, []

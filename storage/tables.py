@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import itertools
 import json
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 
 import numpy as np
@@ -25,7 +26,7 @@ from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
 
 from storage.damage import CorruptMetadata, CorruptShard, NotSealed
 from storage.locations import AlreadyExists, Location
-from storage.mapped import copy_rows
+from storage.raw_shards import RawShard, empty, in_memory, prefetch
 from storage.records import canonical_json, digest
 
 __all__ = [
@@ -38,6 +39,8 @@ __all__ = [
     "open_table",
 ]
 
+# Files that a table keeps open: the shards being read, of all levels.
+_OPEN_SHARDS = 64
 _Array = npt.NDArray[Any]
 
 
@@ -59,7 +62,8 @@ class Column(BaseModel):
 
     def empty(self, rows: int) -> _Array:
         """An uninitialised array of so many rows."""
-        return np.empty((rows,) if self.width is None else (rows, self.width), dtype=self.dtype)
+        shape = (rows,) if self.width is None else (rows, self.width)
+        return empty(shape, np.dtype(self.dtype))
 
     def view(self, data: bytes | memoryview) -> _Array:
         """Rows from their bytes, without a copy."""
@@ -322,6 +326,7 @@ class SealedTable(Generic[PlanT]):
         self._lock = threading.Lock()
         self._arrays: dict[str, Any] = {}
         self._seen: set[tuple[str, int]] = set()
+        self._open_shards: dict[tuple[str, int], RawShard] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {"location": self.location}
@@ -357,17 +362,13 @@ class SealedTable(Generic[PlanT]):
         """
         if not 0 <= start <= stop <= self.plan.n_rows:
             raise IndexError(f"rows {start} to {stop} are outside 0 to {self.plan.n_rows}.")
-        out = self.plan.column(path).empty(stop - start)
-        done = 0
-        for begin, end in self.plan.shard_bounds(range(start, stop)):
-            self._gather(path, [range(begin, end)], out[done : done + end - begin])
-            done += end - begin
-        return out
+        pieces = itertools.starmap(range, self.plan.shard_bounds(range(start, stop)))
+        return self.gather_rows(path, list(pieces))
 
     def gather_rows(self, path: str, pieces: Sequence[range]) -> _Array:
-        """Rows of one array, as stored, piece after piece; all pieces lie in the same shard.
+        """Rows of one array, as stored, piece after piece; each piece lies in one shard.
 
-        One pass over the shard, whatever the order of the pieces.
+        One pass over a shard for the pieces that follow each other in it, whatever their order.
 
         Raises
         ------
@@ -375,23 +376,52 @@ class SealedTable(Generic[PlanT]):
             If the shard is missing or a checksum fails.
         """
         out = self.plan.column(path).empty(sum(map(len, pieces)))
-        self._gather(path, pieces, out)
+        done = 0
+        for _, group in itertools.groupby(
+            pieces, lambda piece: piece.start // self.plan.shard_rows
+        ):
+            same = list(group)
+            rows = sum(map(len, same))
+            self._gather(path, same, out[done : done + rows])
+            done += rows
         return out
+
+    def prefetch_shard(self, path: str, shard: int) -> Callable[[], None] | None:
+        """What fetches a shard of one array from a local disk, unless it is in memory already."""
+        folder = self.location.local_path
+        file = folder / shard_object(self.plan, path, shard) if folder is not None else None
+        return None if file is None or in_memory(file) else functools.partial(prefetch, file)
+
+    def _raw_shard(self, path: str, shard: int) -> RawShard | None:
+        """A shard of raw chunks on a local disk; those last used stay open."""
+        key = (path, shard)
+        found = self._open_shards.get(key)
+        if found is not None:
+            return found
+        column = self.plan.column(path)
+        folder = self.location.local_path
+        if folder is None or column.compressed:
+            return None
+        opened = RawShard(
+            folder / shard_object(self.plan, path, shard),
+            chunk_rows=self.plan.chunk_rows,
+            row_bytes=column.row_bytes,
+            n_chunks=self.plan.shard_rows // self.plan.chunk_rows,
+        )
+        with self._lock:
+            if len(self._open_shards) >= _OPEN_SHARDS:
+                del self._open_shards[next(iter(self._open_shards))]
+            self._open_shards[key] = opened
+        return opened
 
     def _gather(self, path: str, pieces: Sequence[range], out: _Array) -> None:
         plan = self.plan
         shard = pieces[0].start // plan.shard_rows
         first = shard * plan.shard_rows
-        folder = self.location.local_path
         try:
-            if folder is not None and not self.plan.column(path).compressed:
-                copy_rows(
-                    folder / shard_object(plan, path, shard),
-                    [range(piece.start - first, piece.stop - first) for piece in pieces],
-                    out,
-                    chunk_rows=plan.chunk_rows,
-                    n_chunks=plan.shard_rows // plan.chunk_rows,
-                )
+            raw = self._raw_shard(path, shard)
+            if raw is not None:
+                raw.copy([range(piece.start - first, piece.stop - first) for piece in pieces], out)
                 return
             # Zarr reads a missing shard as zeros; ask once per shard whether it is there.
             if (path, shard) not in self._seen:
@@ -406,6 +436,8 @@ class SealedTable(Generic[PlanT]):
         except CorruptMetadata:
             raise
         except Exception as error:
+            # Who looks again opens the file again: it may have been re-made.
+            self._open_shards.clear()
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise CorruptShard(path, shard, reason, self.location.url) from error
         done = 0
@@ -423,6 +455,8 @@ class SealedTable(Generic[PlanT]):
                 array = zarr.open_array(store, mode="r")
             found = (array.shape, array.dtype, array.shards, array.chunks)
         except Exception as error:
+            # Who looks again opens the file again: it may have been re-made.
+            self._open_shards.clear()
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise CorruptMetadata(column.path, reason, self.location.url) from error
         expected = (

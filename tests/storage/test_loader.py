@@ -11,8 +11,8 @@ from storage.loader import ActivationLoader, kept_rows
 from storage.locations import Location
 
 
-@pytest.fixture(scope="module")
-def stored():
+@pytest.fixture(scope="module", params=["memory", "file"])
+def stored(request, tmp_path_factory):
     """1,000 training and 200 held-out rows; value 0 of a row is its canonical number."""
     plan = ActivationPlan(
         fingerprint="x",
@@ -25,7 +25,9 @@ def stored():
         chunk_rows=32,
         seed=1,
     )
-    writer = ActivationWriter(Location(f"memory://{uuid.uuid4().hex}"), plan)
+    folder = tmp_path_factory.mktemp("set")
+    url = f"memory://{uuid.uuid4().hex}" if request.param == "memory" else str(folder)
+    writer = ActivationWriter(Location(url), plan)
     writer.prepare()
     for block in range(3):
         number = np.arange(plan.blocks[block], plan.blocks[block + 1])
