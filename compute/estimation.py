@@ -8,6 +8,8 @@ rows of the right shape through the real kernels; each rate is then multiplied o
 from __future__ import annotations
 
 import functools
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -31,14 +33,17 @@ __all__ = [
     "rehearse_extraction",
     "rehearse_learning",
     "rehearse_recovery",
+    "start_seconds",
     "storage_of",
 ]
 
 # Each worker rehearses so many blocks of so many forward passes; the first bears its start.
 _BLOCKS, _PASSES = 3, 2
-_STEPS, _WARM_UP = 8, 3
-# Seconds until Ray has a process that has imported what a step needs.
-_START = 4.0
+_STEPS, _WARM_UP = 20, 3
+# Recovery of a pair of levels takes so many products of their codes, seconds for each whole (which
+# is decided on a number of rows that does not grow), and seconds in all; fitted to runs of smollm2,
+# sprites and digits on two cores (tests/benchmarks/estimate.py).
+_RECOVERY_PRODUCTS, _RECOVERY_WHOLE, _RECOVERY_SECONDS = 5.0, 0.0038, 9.0
 _PRODUCT_ROWS = 4096
 # Bytes of Zarr metadata per array, with its share of the groups'.
 _METADATA = 1150
@@ -118,7 +123,7 @@ def rehearse_extraction(
 
     from compute.extraction import write_activations
 
-    connect()
+    joining = _timed(connect)
     load = sources.adapter(settings)
     task = ray.remote(max_retries=1, **actor_options(resources))(_memory_of)
     passes = settings.batch_size * _PASSES
@@ -157,7 +162,8 @@ def rehearse_extraction(
     staged, rows = marks[-1]
     first, first_rows = marks[min(workers, len(marks) - 1)]
     rate = (staged - first) / (rows - first_rows) if rows > first_rows else staged / rows
-    return StepEstimate(first + rate * (n_rows - first_rows) + (ended - staged), memory)
+    seconds = joining + first + rate * (n_rows - first_rows) + (ended - staged)
+    return StepEstimate(seconds, memory)
 
 
 def rehearse_learning(
@@ -185,18 +191,17 @@ def rehearse_learning(
     # The scores read every row with the trainer's threads; so does encoding, with its workers'.
     per_row = row * learning.cpus / (encoding.cpus * workers)
     return (
-        StepEstimate(_START + step * learn.steps + row * plan.n_rows, memory),
-        StepEstimate(_START + per_row * plan.n_rows, memory),
+        StepEstimate(start_seconds() + step * learn.steps + row * plan.n_rows, memory),
+        StepEstimate(start_seconds() + per_row * plan.n_rows, memory),
     )
 
 
 def rehearse_recovery(
     n_rows: int, n_levels: int, learn: LearnSettings, *, resources: ResourceSettings
 ) -> StepEstimate:
-    """Multiply sparse codes of two levels, and take recovery for the multiple it was measured at.
+    """Multiply sparse codes of two levels, and add what recovery took elsewhere for each whole.
 
-    Recovery's cost is that of such products and of the regressions on what they show; how many
-    edges there are to regress cannot be known before the codes are.
+    How many edges there will be to decide cannot be known before the codes are.
     """
     import ray
 
@@ -208,11 +213,15 @@ def rehearse_recovery(
     whole = seconds * n_rows / _PRODUCT_ROWS
     codes = int(2 * n_rows * learn.k * 8)
     dense = 8 * 4 * learn.n_concepts**2
-    return StepEstimate(_START + RECOVERY_PRODUCTS * whole * pairs, codes + dense)
+    per_pair = _RECOVERY_PRODUCTS * whole + _RECOVERY_WHOLE * learn.n_concepts
+    return StepEstimate(start_seconds() + _RECOVERY_SECONDS + per_pair * pairs, codes + dense)
 
 
-RECOVERY_PRODUCTS = 40.0
-"""Recovery of one pair of levels in products of their codes; see tests/benchmarks/estimate.py."""
+@functools.cache
+def start_seconds() -> float:
+    """Seconds until Ray has a process that has imported what a step needs."""
+    command = [sys.executable, "-c", "import ray, torch, scipy.sparse, zarr"]
+    return _timed(lambda: subprocess.run(command, check=True))  # noqa: S603 - our own words
 
 
 def _product_seconds(n_concepts: int, k: int) -> float:
@@ -260,7 +269,7 @@ def _rehearse(
         rows = torch.from_numpy(rng.standard_normal((settings.batch_size, width), np.float32))
         trainer = DictionaryTrainer(settings, device=device)
         times = [_timed(functools.partial(trainer.step, rows)) for _ in range(_WARM_UP + _STEPS)]
-        step += float(np.median(times[_WARM_UP:]))
+        step += float(np.mean(times[_WARM_UP:]))
         encode = functools.partial(trainer.dictionary.encode_sparse, rows)
         row += min(_timed(encode) for _ in range(3)) / len(rows)
         # Weights, gradients and two moments, and what a batch gives.
