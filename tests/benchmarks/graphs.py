@@ -21,6 +21,7 @@ import multiprocessing
 import platform
 import resource
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable
@@ -330,27 +331,41 @@ def _timed(method: Callable, codes: list[np.ndarray], queue) -> None:
 
 
 def scale(results: Path, quick: bool) -> None:
-    """Time planted edges among many sparse concepts, each size in its own process."""
+    """Time planted edges among many sparse concepts, each size in its own process.
+
+    The codes are made by another process, so that the peak is that of reading and recovery.
+    """
     rows = []
     width = 2_048 if quick else 16_384
+    context = multiprocessing.get_context("spawn")
     for n in (20_000, 60_000) if quick else (100_000, 300_000, 1_000_000):
-        context = multiprocessing.get_context("spawn")
-        queue = context.Queue()
-        child = context.Process(target=_planted_run, args=(n, width, queue))
-        child.start()
-        rows.append({"rows": n, "parts": width, "wholes": width, **queue.get()})
-        child.join()
+        with tempfile.TemporaryDirectory() as folder:
+            queue = context.Queue()
+            for work in (_make_planted, _planted_run):
+                child = context.Process(target=work, args=(n, width, Path(folder), queue))
+                child.start()
+                found = queue.get()
+                child.join()
+        rows.append({"rows": n, "parts": width, "wholes": width, **found})
         write(results / "graphs_scale.csv", rows)
 
 
-def _planted_run(n: int, width: int, queue) -> None:
-    parts, wholes, true = planted(n, width, 32, seed=1)
+def _make_planted(n: int, width: int, folder: Path, queue) -> None:
+    for name, matrix in zip("pwt", planted(n, width, 32, seed=1), strict=True):
+        sparse.save_npz(folder / name, matrix, compressed=False)
+    queue.put({})
+
+
+def _planted_run(n: int, width: int, folder: Path, queue) -> None:
+    parts, wholes, true = (sparse.load_npz(folder / f"{name}.npz") for name in "pwt")
+    loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     started, used = time.perf_counter(), time.process_time()
     found = recover_edges(parts, wholes)
     queue.put(
         {
             "seconds": time.perf_counter() - started,
             "processor_seconds": time.process_time() - used,
+            "loaded_gib": loaded,
             "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
             "f1": sparse_f1(found, true),
             "edges": found.n_edges,
