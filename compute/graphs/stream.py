@@ -14,7 +14,7 @@ from compute.graphs.invariance import check_environment
 from compute.graphs.parallel import single_threaded_blas
 from compute.graphs.recovery import look_at, recover_from
 from compute.graphs.result import EdgeRecovery
-from compute.graphs.rows import Correlations, add_products
+from compute.graphs.rows import Correlations, add_products, no_products
 
 # Screening uses all rows; the closer look at each whole uses this many, drawn evenly.
 MOST_ROWS_KEPT = 1_000_000
@@ -80,9 +80,7 @@ class _Moments:
     def __init__(self, lower: sparse.csr_array, upper: sparse.csr_array) -> None:
         p, w = lower.shape[1], upper.shape[1]
         self.n = 0
-        self._sums = Correlations(
-            np.zeros((p, p), np.float32), np.zeros((p, w), np.float32), np.zeros((w, w), np.float32)
-        )
+        self._sums = no_products(p, w)
         self._totals = np.zeros(p), np.zeros(w)
         self._caps = _caps(lower), _caps(upper)
 
