@@ -33,7 +33,6 @@ __all__ = [
     "rehearse_extraction",
     "rehearse_learning",
     "rehearse_recovery",
-    "start_seconds",
     "storage_of",
 ]
 
@@ -191,8 +190,8 @@ def rehearse_learning(
     # The scores read every row with the trainer's threads; so does encoding, with its workers'.
     per_row = row * learning.cpus / (encoding.cpus * workers)
     return (
-        StepEstimate(start_seconds() + step * learn.steps + row * plan.n_rows, memory),
-        StepEstimate(start_seconds() + per_row * plan.n_rows, memory),
+        StepEstimate(_start_seconds() + step * learn.steps + row * plan.n_rows, memory),
+        StepEstimate(_start_seconds() + per_row * plan.n_rows, memory),
     )
 
 
@@ -214,11 +213,11 @@ def rehearse_recovery(
     codes = int(2 * n_rows * learn.k * 8)
     dense = 8 * 4 * learn.n_concepts**2
     per_pair = _RECOVERY_PRODUCTS * whole + _RECOVERY_WHOLE * learn.n_concepts
-    return StepEstimate(start_seconds() + _RECOVERY_SECONDS + per_pair * pairs, codes + dense)
+    return StepEstimate(_start_seconds() + _RECOVERY_SECONDS + per_pair * pairs, codes + dense)
 
 
 @functools.cache
-def start_seconds() -> float:
+def _start_seconds() -> float:
     """Seconds until Ray has a process that has imported what a step needs."""
     command = [sys.executable, "-c", "import ray, torch, scipy.sparse, zarr"]
     return _timed(lambda: subprocess.run(command, check=True))  # noqa: S603 - our own words

@@ -130,12 +130,12 @@ class ActivationLoader:
                 del rows
 
     def _prefetched(self, pool: ThreadPoolExecutor) -> Iterator[_Batch]:
+        reads = self._reads(pool)
         if self._local:
             # A local shard is read by the consumer: handing rows from thread to thread costs more
             # than copying them does. The kernel meanwhile fetches the next shard from the disk.
-            for read in self._reads(pool):
-                yield self._read(*read)
-        reads = self._reads(pool)
+            yield from itertools.starmap(self._read, reads)
+            return
         ahead: deque[Future[_Batch]] = deque()
         try:
             while True:

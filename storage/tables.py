@@ -437,7 +437,8 @@ class SealedTable(Generic[PlanT]):
             raise
         except Exception as error:
             # Who looks again opens the file again: it may have been re-made.
-            self._open_shards.clear()
+            with self._lock:
+                self._open_shards.clear()
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise CorruptShard(path, shard, reason, self.location.url) from error
         done = 0
@@ -455,8 +456,6 @@ class SealedTable(Generic[PlanT]):
                 array = zarr.open_array(store, mode="r")
             found = (array.shape, array.dtype, array.shards, array.chunks)
         except Exception as error:
-            # Who looks again opens the file again: it may have been re-made.
-            self._open_shards.clear()
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise CorruptMetadata(column.path, reason, self.location.url) from error
         expected = (
