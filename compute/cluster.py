@@ -6,25 +6,28 @@ Without ``RAY_ADDRESS`` a cluster is started on this machine, and ends with this
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 from compute.settings import ResourceSettings
 
 __all__ = [
+    "ActorPool",
     "Progress",
     "actor_options",
     "actor_pool",
     "connect",
     "count_rows",
     "disconnect",
-    "run_on_actors",
+    "listening",
     "silent",
     "watch",
     "worker_count",
+    "worker_log",
 ]
 
 
@@ -40,6 +43,11 @@ def silent(done: int, total: int, /) -> None:
 
 
 _connected_here = False
+_HANDLER = "strata"
+_MAX_LOSSES = 3
+_listeners: list[Callable[[str], None]] = []
+# Ray's log monitor looks for new lines a few times a second.
+_LATE_LINES_SECONDS = 0.5
 
 
 def connect() -> None:
@@ -60,10 +68,16 @@ def connect() -> None:
         # Not None, with which Ray would join whatever cluster was last begun on this machine.
         address=address or "local",
         logging_level=logging.ERROR,
-        log_to_driver=False,
+        log_to_driver=bool(_listeners),
         **({} if address else local),
     )
     _connected_here = True
+    if _listeners:
+        # Ray prints what workers print; there is no public way to have it told instead.
+        from ray._private.ray_logging import global_worker_stdstream_dispatcher as dispatcher
+
+        dispatcher.remove_handler("ray_print_logs")
+        dispatcher.add_handler(_HANDLER, _tell)
 
 
 def disconnect() -> None:
@@ -71,9 +85,46 @@ def disconnect() -> None:
     global _connected_here  # noqa: PLW0603
     if _connected_here:
         import ray
+        from ray._private.ray_logging import global_worker_stdstream_dispatcher as dispatcher
 
         ray.shutdown()
+        dispatcher.remove_handler(_HANDLER)
         _connected_here = False
+
+
+@contextlib.contextmanager
+def listening(listener: Callable[[str], None]) -> Iterator[None]:
+    """Tell a listener what workers print during the block, line by line, on a thread of Ray's.
+
+    Must begin before :func:`connect`; where this process is connected already, nothing is told.
+    """
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        if _connected_here:
+            time.sleep(_LATE_LINES_SECONDS)
+        _listeners.remove(listener)
+
+
+def _tell(batch: Mapping[str, Any]) -> None:
+    # What Ray itself prints, such as its autoscaler every few seconds, comes by the same way.
+    if not str(batch["pid"]).isdigit():
+        return
+    who = str(batch.get("actor_name") or batch.get("task_name") or "worker").lstrip("_")
+    for line in batch["lines"]:
+        for listener in list(_listeners):
+            listener(f"{who}, process {batch['pid']}: {line.rstrip()}")
+
+
+def worker_log() -> logging.Logger:
+    """The log of a worker: each line is printed, which is what Ray carries to the driver."""
+    log = logging.getLogger("strata.worker")
+    if not log.handlers:
+        log.addHandler(logging.StreamHandler())
+        log.setLevel(logging.INFO)
+        log.propagate = False
+    return log
 
 
 def worker_count(resources: ResourceSettings, tasks: int) -> int:
@@ -93,7 +144,7 @@ def worker_count(resources: ResourceSettings, tasks: int) -> int:
 
 
 def actor_options(resources: ResourceSettings) -> dict[str, Any]:
-    """Options of an actor or task: what it reserves, and that a lost one is started anew."""
+    """Options of an actor or task: what it reserves."""
     options: dict[str, Any] = {"num_cpus": resources.cpus, "num_gpus": resources.gpus}
     if resources.memory_gb is not None:
         options["memory"] = int(resources.memory_gb * 1e9)
@@ -101,23 +152,135 @@ def actor_options(resources: ResourceSettings) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def actor_pool(make: Callable[[], Any], n_actors: int) -> Iterator[list[Any]]:
-    """Actors for :func:`run_on_actors`; they end with the block, and what they hold is freed.
+def actor_pool(make: Callable[[], Any], n_actors: int) -> Iterator[ActorPool]:
+    """A pool of actors; they end with the block, and what they hold is freed.
 
     Parameters
     ----------
     make : callable
-        Returns a new actor handle.
+        Returns a new actor handle. Ray need not restart it: a lost one is made anew.
     n_actors : int
     """
-    import ray
-
-    actors = [make() for _ in range(n_actors)]
+    pool = ActorPool(make, n_actors)
     try:
-        yield actors
+        yield pool
     finally:
-        for actor in actors:
+        pool.close()
+
+
+class ActorPool:
+    """Actors that do tasks. What a lost one had in hand is done by those that are there.
+
+    Ray's own restarts would keep a lost actor's tasks for its successor, which waits for ever where
+    a node has gone and none comes in its place.
+    """
+
+    def __init__(self, make: Callable[[], Any], n_actors: int) -> None:
+        self._make = make
+        self._actors: list[Any] = []
+        self._starting: dict[Any, Any] = {}
+        self._failed_starts = 0
+        for _ in range(n_actors):
+            self._add()
+
+    def __len__(self) -> int:
+        """How many actors there are, those that still start included."""
+        return len(self._actors) + len(self._starting)
+
+    def close(self) -> None:
+        """End every actor."""
+        import ray
+
+        for actor in [*self._actors, *self._starting.values()]:
             ray.kill(actor)
+        self._actors, self._starting = [], {}
+
+    def run(
+        self, method: str, tasks: Iterable[Any], *, depth: int = 2
+    ) -> Iterator[tuple[Any, Any]]:
+        """Run one method of the actors on every task; yield (task, result) as each one ends.
+
+        Tasks are handed out one by one, `depth` to an actor at a time, so that a slow actor does
+        not hold up the rest and no queue grows. An exception that the method raises ends the run.
+
+        Parameters
+        ----------
+        method : str
+            Name of the actors' method; it takes one task, and may be run on it again.
+        tasks : iterable
+        depth : int
+            Tasks under way per actor: 2 keeps it busy while the driver looks at a result.
+
+        Raises
+        ------
+        ray.exceptions.RayActorError
+            If a task's actor was lost four times, or four actors ended while they started.
+        """
+        import ray
+
+        waiting = ((task, 0) for task in tasks)
+        again: deque[tuple[Any, int]] = deque()
+        running: dict[Any, tuple[Any, Any, int]] = {}
+        in_hand: Counter[Any] = Counter()
+
+        def hand_out() -> None:
+            for _ in range(depth):
+                for actor in self._actors:
+                    if in_hand[actor] < depth:
+                        following = again.popleft() if again else next(waiting, None)
+                        if following is None:
+                            return
+                        running[getattr(actor, method).remote(following[0])] = (actor, *following)
+                        in_hand[actor] += 1
+
+        hand_out()
+        while running or again or not self._actors:
+            # Without an actor that has started nobody knows yet whether there are tasks at all.
+            (ready,), _ = ray.wait([*running, *self._starting], num_returns=1)
+            if ready in self._starting:
+                self._note_start(ready)
+                hand_out()
+                continue
+            actor, task, tries = running.pop(ready)
+            in_hand[actor] -= 1
+            try:
+                result = ray.get(ready)
+            except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError):
+                if tries >= _MAX_LOSSES:
+                    raise
+                again.append((task, tries + 1))
+                self._replace(actor)
+                hand_out()
+                continue
+            hand_out()
+            yield task, result
+
+    def _add(self) -> None:
+        actor = self._make()
+        self._starting[actor.__ray_ready__.remote()] = actor
+
+    def _note_start(self, ready: Any) -> None:
+        """Take an actor up among those that work, or one more in place of one that was lost."""
+        import ray
+
+        actor = self._starting.pop(ready)
+        try:
+            ray.get(ready)
+        except ray.exceptions.RayActorError:
+            self._failed_starts += 1
+            if self._failed_starts > _MAX_LOSSES:
+                raise
+            self._add()
+            return
+        self._actors.append(actor)
+
+    def _replace(self, actor: Any) -> None:
+        if actor in self._actors:
+            import ray
+
+            self._actors.remove(actor)
+            ray.kill(actor)
+            self._add()
 
 
 def count_rows(step: str) -> Callable[[int], None]:
@@ -136,44 +299,6 @@ def count_rows(step: str) -> Callable[[int], None]:
         counter.inc(rows, tags={"step": step})
 
     return add
-
-
-def run_on_actors(
-    actors: Sequence[Any], method: str, tasks: Iterable[Any], *, depth: int = 2
-) -> Iterator[tuple[Any, Any]]:
-    """Run one method of a pool of actors on every task; yield (task, result) as each one ends.
-
-    Tasks are handed out one by one, `depth` to an actor at a time, so that a slow actor does not
-    hold up the rest and no queue grows. An actor that dies is restarted by Ray and its tasks are
-    tried again, as the actor's own options say; an exception that the method raises ends the run.
-
-    Parameters
-    ----------
-    actors : sequence of actor handles
-    method : str
-        Name of the actors' method; it takes one task.
-    tasks : iterable
-    depth : int
-        Tasks under way per actor: 2 keeps it busy while the driver looks at a result.
-    """
-    import ray
-
-    waiting = iter(tasks)
-    running: dict[Any, tuple[Any, Any]] = {}
-
-    def hand_out(actor: Any) -> None:
-        for task in itertools.islice(waiting, 1):
-            running[getattr(actor, method).remote(task)] = (actor, task)
-
-    for _ in range(depth):
-        for actor in actors:
-            hand_out(actor)
-    while running:
-        (ready,), _ = ray.wait(list(running), num_returns=1)
-        actor, task = running.pop(ready)
-        result = ray.get(ready)
-        hand_out(actor)
-        yield task, result
 
 
 def watch(start: Callable[[Any], Any], progress: Progress) -> Any:

@@ -20,7 +20,6 @@ from compute.cluster import (
     actor_pool,
     connect,
     count_rows,
-    run_on_actors,
     silent,
     worker_count,
 )
@@ -273,16 +272,14 @@ def encode(
         import ray
 
         connect()
-        encoder = ray.remote(max_restarts=3, max_task_retries=3, **actor_options(resources))(
-            _Encoder
-        )
+        encoder = ray.remote(**actor_options(resources))(_Encoder)
         with actor_pool(
             lambda: encoder.remote(
                 activations, learned.url, location.url, plan, settings, resources
             ),
             worker_count(resources, len(shards)),
         ) as actors:
-            for _, rows in run_on_actors(actors, "encode", shards):
+            for _, rows in actors.run("encode", shards):
                 done += rows
                 progress(done, plan.n_rows)
     writer.seal()
@@ -309,7 +306,7 @@ def _mend(
         lambda: encoder.remote(activations, learned.url, url, plan, settings, resources),
         worker_count(resources, len(condemned)),
     ) as actors:
-        for _ in run_on_actors(actors, "remake", condemned.items()):
+        for _ in actors.run("remake", condemned.items()):
             pass
     clear_condemned(codes.location)
 

@@ -6,6 +6,7 @@ again, on those batches only whose rows lie in such a shard.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +19,9 @@ from compute.cluster import (
     actor_pool,
     connect,
     count_rows,
-    run_on_actors,
     silent,
     worker_count,
+    worker_log,
 )
 from compute.gallery import save_pictures
 from compute.pictures import png
@@ -101,7 +102,11 @@ class _Extractor:
 
             # The same number of threads everywhere gives the same bytes everywhere.
             torch.set_num_threads(self._threads)
+            begun = time.monotonic()
             self._adapter = self._load()
+            worker_log().info(
+                "model loaded in %.1f s, %d threads", time.monotonic() - begun, self._threads
+            )
         return self._adapter
 
     def _arrays(self, rows: Rows) -> tuple[dict[str, _Array], dict[str, _Array]]:
@@ -173,18 +178,18 @@ def write_activations(
         connect()
         with _extractors(location, plan, load, resources, max(len(blocks), 1)) as extractors:
             tasks = ((block, items(block)) for block in blocks)
-            for _, rows in run_on_actors(extractors, "stage", tasks):
+            for _, rows in extractors.run("stage", tasks):
                 done += rows
                 progress(done, plan.n_rows)
             spare = ResourceSettings(cpus=resources.cpus)
             if worker_count(spare, len(shards)) <= len(extractors):
                 # Who holds the model writes the shards too, so that nobody need be started.
-                for _ in run_on_actors(extractors, "write", shards):
+                for _ in extractors.run("write", shards):
                     pass
                 shards = []
         if shards:
             with _extractors(location, plan, load, spare, len(shards)) as writers:
-                for _ in run_on_actors(writers, "write", shards):
+                for _ in writers.run("write", shards):
                     pass
     writer.seal()
     return ActivationSet(location)
@@ -210,7 +215,7 @@ def _mended(
         for shard, paths in condemned.items():
             columns = {path: plan.column(path).empty(plan.shard_size(shard)) for path in paths}
             tasks = ((block, items(block), rows) for block, rows in _origins(plan, shard))
-            for (block, *_), (numbers, found) in run_on_actors(extractors, "rows", tasks):
+            for (block, *_), (numbers, found) in extractors.run("rows", tasks):
                 within = plan.destinations(block)[numbers] - shard * plan.shard_rows
                 for path, values in columns.items():
                     values[within] = found[path]
@@ -236,9 +241,7 @@ def _extractors(
 ) -> Any:
     import ray
 
-    extractor = ray.remote(max_restarts=3, max_task_retries=3, **actor_options(resources))(
-        _Extractor
-    )
+    extractor = ray.remote(**actor_options(resources))(_Extractor)
     return actor_pool(
         lambda: extractor.remote(load, location.url, plan, resources.cpus),
         worker_count(resources, tasks),

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from compute.cluster import Progress, actor_options, connect, silent, watch
+from compute.cluster import Progress, actor_options, connect, silent, watch, worker_log
 from compute.dictionaries.settings import DictionarySettings
 from compute.settings import LearnSettings, ResourceSettings
 from storage.activations import ActivationSet
@@ -125,6 +125,7 @@ def _train(
     chosen = {level: DictionarySettings(**own) for level in activations.levels}
     device = choose_device("auto" if resources.gpus else "cpu")
     trainers, done = _restore(location, chosen, str(device))
+    worker_log().info("training on %s from step %d of %d", device, done, settings.steps)
     loader = ActivationLoader(
         activations,
         batch_size=settings.batch_size,

@@ -9,6 +9,7 @@ from prefect import flow
 from compute.cluster import disconnect
 from flows.recipe import Recipe
 from storage.references import Reference, Step
+from tasks.logs import worker_logs
 from tasks.publishing import publish
 from tasks.steps import check, encode, extract, learn, recover
 from tasks.verifying import verify
@@ -47,10 +48,11 @@ def run_steps(recipe: Recipe, *, until: Step = "publish") -> dict[str, Reference
     """
     references: dict[str, Reference] = {}
     try:
-        for reference in _steps(recipe):
-            references[reference.step] = reference
-            if reference.step == until:
-                break
+        with worker_logs():
+            for reference in _steps(recipe):
+                references[reference.step] = reference
+                if reference.step == until:
+                    break
         return references
     finally:
         disconnect()

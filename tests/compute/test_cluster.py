@@ -1,0 +1,59 @@
+"""A pool of actors finishes its tasks with whatever actors there are."""
+
+import os
+import signal
+import uuid
+
+import pytest
+
+from compute.cluster import actor_pool
+
+
+class Worker:
+    def __init__(self, folder, *, ends_at_start=False):
+        self.folder = folder
+        if ends_at_start:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def work(self, task):
+        (self.folder / f"{task}-{uuid.uuid4().hex}").touch()
+        if task == "fatal" or (task == "once" and len(list(self.folder.glob("once-*"))) == 1):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if task == "wrong":
+            raise ValueError("a wrong task")
+        return f"{task} is done"
+
+
+def pool(folder, n_actors, **options):
+    import ray
+
+    worker = ray.remote(num_cpus=1)(Worker)
+    return actor_pool(lambda: worker.remote(folder, **options), n_actors)
+
+
+def test_actors_that_find_no_place_are_not_waited_for(local_ray, tmp_path):
+    """The third of three actors on two processors, as after the loss of a node."""
+    tasks = [f"task{number}" for number in range(9)]
+    with pool(tmp_path, 3) as actors:
+        done = dict(actors.run("work", tasks))
+        assert done == {task: f"{task} is done" for task in tasks}
+        assert list(actors.run("work", [])) == []
+
+
+def test_a_lost_actor_is_replaced_and_its_task_done_again(local_ray, tmp_path):
+    with pool(tmp_path, 1) as actors:
+        done = dict(actors.run("work", ["a", "once", "b", "c"]))
+    assert sorted(done) == ["a", "b", "c", "once"]
+    assert len(list(tmp_path.glob("once-*"))) == 2
+
+
+def test_what_always_fails_is_given_up(local_ray, tmp_path):
+    from ray.exceptions import RayActorError
+
+    with pool(tmp_path, 1) as actors, pytest.raises(RayActorError):
+        list(actors.run("work", ["fatal"]))
+    assert len(list(tmp_path.glob("fatal-*"))) == 4
+    with pool(tmp_path, 1) as actors, pytest.raises(ValueError, match="a wrong task"):
+        list(actors.run("work", ["wrong"]))
+    with pool(tmp_path, 1, ends_at_start=True) as actors, pytest.raises(RayActorError):
+        list(actors.run("work", ["a"]))
