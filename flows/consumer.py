@@ -1,11 +1,12 @@
 """An example of a consumer: a flow that runs whenever a version is published, on what it is told.
 
-Serve it beside `strata serve`::
+`strata deploy` registers it for the versions of every artifact. To serve it beside `strata serve`::
 
     python -m flows.consumer smollm2
 
-and every new version of ``smollm2`` starts a run of ``consume/smollm2``, through an automation that
-hands over the payload of the event. To do something else with a version, change :func:`consume`.
+after which every new version of ``smollm2`` starts a run of ``consume/smollm2``, through an
+automation that hands over the payload of the event. To do something else with a version, change
+:func:`consume`.
 """
 
 # No `from __future__ import annotations` here: Prefect resolves a flow's parameters by their
@@ -53,13 +54,20 @@ def consume(published: dict[str, Any]) -> dict[str, int]:
     return dict(artifact.manifest.counts)
 
 
-def on_publication(name: str) -> DeploymentEventTrigger:
-    """The trigger that starts a deployment of :func:`consume` for every version of an artifact."""
-    check_name(name)
+def on_publication(name: str | None = None) -> DeploymentEventTrigger:
+    """The trigger that starts a deployment of :func:`consume` for every version of an artifact.
+
+    Parameters
+    ----------
+    name : str, optional
+        Of the artifact; all of them without it.
+    """
+    if name is not None:
+        check_name(name)
     return DeploymentEventTrigger(
-        name=f"consume {name}",
+        name=f"strata: consume {name or 'every version'}",
         expect={PUBLISHED},
-        match={"prefect.resource.id": f"strata.artifact.{name}"},
+        match={"prefect.resource.id": f"strata.artifact.{name or '*'}"},
         parameters={
             "published": {
                 "__prefect_kind": "json",

@@ -1,4 +1,4 @@
-"""Every flow as a Prefect deployment, with a form, tags, a schedule and a limit of its own."""
+"""Every flow as a Prefect deployment: a form, tags, a schedule or a trigger, a limit of its own."""
 
 from __future__ import annotations
 
@@ -25,11 +25,14 @@ class Deployed:
         ``module.flow``; where the code is installed, a worker imports it from there.
     nightly : bool
         Whether it has the schedule.
+    on_publication : bool
+        Whether every version that is published, of any artifact, starts it.
     """
 
     entrypoint: str
     tags: Sequence[str]
     nightly: bool = False
+    on_publication: bool = False
 
     @property
     def name(self) -> str:
@@ -54,6 +57,7 @@ DEPLOYMENTS = (
     Deployed("flows.training.train_sprites", ("strata", "training")),
     Deployed("flows.training.train_digits", ("strata", "training")),
     Deployed("flows.steering.steer", ("strata", "steering")),
+    Deployed("flows.consumer.consume", ("strata", "consumer"), on_publication=True),
 )
 
 
@@ -64,8 +68,9 @@ def deploy(
     timezone: str = "UTC",
     store: str | None = None,
     recipe: str = "smollm2",
+    notify: str | None = None,
 ) -> list[str]:
-    """Register every deployment with the Prefect server that ``PREFECT_API_URL`` names.
+    """Register deployments and automations with the server that ``PREFECT_API_URL`` names.
 
     The work pool is made, of type ``process``, if there is none of that name. A deployment that is
     there already is replaced.
@@ -80,6 +85,8 @@ def deploy(
     recipe : str
         What the nightly flow runs, and what the other forms begin with: the name of a recipe, or a
         file on the machine of the workers.
+    notify : str, optional
+        The notification block that is told of a failed night, such as ``slack-webhook/operators``.
 
     Returns
     -------
@@ -89,12 +96,15 @@ def deploy(
     Raises
     ------
     BadInput
-        If the schedule or the time zone is not one, or the recipe is not valid.
+        If the schedule or the time zone is not one, the recipe is not valid, or there is no such
+        block.
     """
     chosen = load_recipe(recipe, [f"store={store}"] if store else [])
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.exceptions import ObjectNotFound
+
+    from flows.automations import register_automations
 
     schedule = nightly_schedule(cron, timezone)
     with get_client(sync_client=True) as client:
@@ -102,6 +112,7 @@ def deploy(
             client.read_work_pool(work_pool)
         except ObjectNotFound:
             client.create_work_pool(WorkPoolCreate(name=work_pool, type="process"))
+        register_automations(client, notify=notify)
     own = recipe.endswith((".yaml", ".yml"))
     named = {"recipe_file": str(Path(recipe).resolve())} if own else {"recipe": recipe}
     forms = {
@@ -120,6 +131,8 @@ def _deployment(deployed: Deployed, schedule: Any, forms: dict[str, Any]) -> Any
     from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
     from prefect.types.entrypoint import EntrypointType
 
+    from flows.consumer import on_publication
+
     taken = deployed.flow.parameters.properties
     parameters = {name: form for name, form in forms.items() if name in taken}
     # The second of two runs waits: both have work to do, and one model at a time fits the machine.
@@ -128,6 +141,7 @@ def _deployment(deployed: Deployed, schedule: Any, forms: dict[str, Any]) -> Any
         name=deployed.name,
         parameters=parameters,
         schedules=[schedule] if schedule is not None else [],
+        triggers=[on_publication()] if deployed.on_publication else [],
         concurrency_limit=limit,
         tags=list(deployed.tags),
         entrypoint_type=EntrypointType.MODULE_PATH,

@@ -23,6 +23,13 @@ RecipeArgument = Annotated[
 ]
 CronOption = Annotated[str, typer.Option(help="When the nightly flow runs by itself.")]
 ZoneOption = Annotated[str, typer.Option(help="Time zone of the schedule.")]
+NotifyOption = Annotated[
+    str | None,
+    typer.Option(
+        envvar="STRATA_NOTIFY",
+        help="Notification block told of failed nights, such as `slack-webhook/operators`.",
+    ),
+]
 HomeOption = Annotated[
     Path | None,
     typer.Option("--home", envvar="STRATA_HOME", help="Folder of the stack's notes and logs."),
@@ -101,8 +108,13 @@ def deploy(
     cron: CronOption = "0 3 * * *",
     timezone: ZoneOption = "UTC",
     store: StoreOption = None,
+    notify: NotifyOption = None,
 ) -> None:
-    """Register every flow as a deployment with the Prefect server that PREFECT_API_URL names."""
+    """Register every flow as a deployment with the Prefect server that PREFECT_API_URL names.
+
+    The automations come with it: runs whose process is gone are marked as crashed, every published
+    version starts the flow `consume`, and a failed night is told to a notification block.
+    """
     import os
 
     if not os.environ.get("PREFECT_API_URL"):
@@ -113,7 +125,12 @@ def deploy(
     from flows.deployments import deploy as register_all
 
     names = register_all(
-        recipe=recipe, work_pool=work_pool, cron=cron, timezone=timezone, store=store
+        recipe=recipe,
+        work_pool=work_pool,
+        cron=cron,
+        timezone=timezone,
+        store=store,
+        notify=notify,
     )
     for name in names:
         out.print(name)

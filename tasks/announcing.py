@@ -1,20 +1,53 @@
-"""What the world is told of a published version: events for automations, assets for lineage."""
+"""What the world is told of a run's results: events for automations, assets for lineage."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 from urllib.parse import unquote
 
 from prefect.assets import Asset, AssetProperties, add_asset_metadata, materialize
 from prefect.events import emit_event
 
 from storage.artifacts import ArtifactReference
+from storage.references import Reference, Step
 
-__all__ = ["PUBLISHED", "REJECTED", "announce", "asset_key"]
+__all__ = ["PUBLISHED", "REJECTED", "announce", "announce_step", "asset_key"]
 
 PUBLISHED = "strata.artifact.published"
 REJECTED = "strata.artifact.rejected"
+
+_KINDS: dict[Step, str] = {
+    "extract": "Activation set",
+    "learn": "Concept hierarchy: one dictionary per level",
+    "encode": "Code set",
+    "recover": "Concept graph",
+    "verify": "Concept graph, tested by intervention",
+}
+
+
+def announce_step(reference: Reference, *, upstream: Sequence[str]) -> None:
+    """Materialize the asset of a step's result, with what it was made from as its lineage.
+
+    Parameters
+    ----------
+    reference : Reference
+        The finished step. Where its kind is not one that people consume, nothing is told.
+    upstream : sequence of str
+        URLs, of earlier steps or of what came from outside.
+    """
+    kind = _KINDS.get(reference.step)
+    if kind is None:
+        return
+    properties = AssetProperties(
+        name=f"{reference.step} {reference.fingerprint}", url=reference.url, description=kind
+    )
+    _materialize(
+        Asset(key=_uri(reference.url), properties=properties),
+        upstream,
+        reference.model_dump(mode="json"),
+    )
 
 
 def announce(version: ArtifactReference, *, upstream: Sequence[str] = ()) -> None:
@@ -52,16 +85,20 @@ def announce(version: ArtifactReference, *, upstream: Sequence[str] = ()) -> Non
         ),
     )
 
-    @materialize(asset, asset_deps=[_uri(url) for url in upstream], name="announce", by="strata")
-    def materialized() -> None:
-        add_asset_metadata(asset, told)
-
-    materialized()
+    _materialize(asset, upstream, told)
 
 
 def asset_key(registry: str, name: str) -> str:
     """Key of an artifact's asset: the same for all of its versions."""
     return _uri(f"{registry.rstrip('/')}/{name}")
+
+
+def _materialize(asset: Asset, upstream: Sequence[str], told: Mapping[str, Any]) -> None:
+    @materialize(asset, asset_deps=[_uri(url) for url in upstream], name="announce", by="strata")
+    def announced() -> None:
+        add_asset_metadata(asset, dict(told))
+
+    announced()
 
 
 def _uri(url: str) -> str:

@@ -161,7 +161,7 @@ def publish(
     reference.save()
     for reason in published.rejections:
         logger.warning("%s v%d is rejected: %s", name, published.version, reason)
-    announce(published, upstream=[activations.url])
+    announce(published, upstream=[s.url for s in (activations, dictionaries, codes, graph)])
     _show(reference)
     return reference
 

@@ -29,6 +29,7 @@ from storage.locations import Location
 from storage.records import digest, fingerprint
 from storage.references import Reference, Step
 from tasks import planning
+from tasks.announcing import announce_step
 from tasks.progress import step_progress
 
 __all__ = ["check", "encode", "extract", "hash_below", "learn", "recover"]
@@ -68,11 +69,12 @@ def once(
     name: str,
     unit: str,
     work: Callable[[Location, Progress], tuple[str, dict[str, Any]]],
+    upstream: Sequence[str] = (),
 ) -> Reference:
     """Return the finished step of this fingerprint, doing the work first if there is none.
 
     `work` is given the step's folder, which may hold what an interrupted run left, and returns the
-    content hash and the summary.
+    content hash and the summary. `upstream` are the URLs of what it reads, for the lineage.
     """
     logger = get_run_logger()
     location = Reference.folder(Location(store), step, name)
@@ -93,6 +95,7 @@ def once(
         summary=summary,
     )
     reference.save()
+    announce_step(reference, upstream=upstream)
     logger.info("%s %s took %.1f s", step, name, reference.seconds)
     return reference
 
@@ -150,7 +153,8 @@ def extract(
         }
         return stored.content_hash, summary
 
-    return once(store, "extract", name, "rows", work)
+    outside = [f"model://{model.source}", f"inputs://{inputs.source}"]
+    return once(store, "extract", name, "rows", work, outside)
 
 
 @task(name="learn", **RETRIES)
@@ -187,7 +191,7 @@ def learn(
         )
         return hash_below(location, "dictionaries"), {"levels": scores}
 
-    return once(store, "learn", name, "steps", work)
+    return once(store, "learn", name, "steps", work, [activations.url])
 
 
 @task(name="encode", **RETRIES)
@@ -217,7 +221,7 @@ def encode(
         )
         return codes.content_hash, {"rows": len(codes)}
 
-    return once(store, "encode", name, "rows", work)
+    return once(store, "encode", name, "rows", work, [activations.url, dictionaries.url])
 
 
 @task(name="recover", **RETRIES)
@@ -265,7 +269,7 @@ def recover(
         }
         return digest(files[file] for file in _GRAPH_FILES), summary
 
-    return once(store, "recover", name, "level pairs", work)
+    return once(store, "recover", name, "level pairs", work, [activations.url, codes.url])
 
 
 def read_graph(reference: Reference) -> Any:

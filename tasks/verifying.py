@@ -82,4 +82,5 @@ def verify(
         scores["by_level"] = {str(n): asdict(score) for n, score in result.by_level.items()}
         return digest(files[file] for file in sorted(files)), graph.summary | {"verified": scores}
 
-    return once(store, "verify", name, "parts", work)
+    urls = [step.url for step in (activations, dictionaries, graph)]
+    return once(store, "verify", name, "parts", work, urls)
