@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 export DO_NOT_TRACK := 1
 
-.PHONY: setup setup-dev demo serve test test-all lint format lock audit benchmark benchmark-identifiability clean
+.PHONY: setup setup-dev demo serve test test-all test-offline lint format lock audit bill-of-materials benchmark benchmark-identifiability clean
 
 ## setup: a virtual environment with everything that runs the flows, from the lock file
 setup: $(VENV)/.runtime
@@ -54,10 +54,28 @@ format: setup-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-## audit: known weaknesses of the pinned packages, and a bill of materials (asks PyPI's database)
-audit: setup
-	$(PIP) install --quiet pip-audit==2.10.1
-	$(BIN)/pip-audit --no-deps --disable-pip -r requirements.lock -f cyclonedx-json -o bill-of-materials.json
+# Tools of the audit live apart: what they need is not what runs Strata.
+$(VENV)-audit/.done: Makefile
+	$(PYTHON) -m venv $(VENV)-audit || python3 -m venv $(VENV)-audit
+	$(VENV)-audit/bin/python -m pip --disable-pip-version-check install --quiet \
+		pip-audit==2.10.1 cyclonedx-bom==7.5.0
+	touch $@
+
+## audit: known weaknesses of the pinned packages (asks PyPI's database)
+audit: $(VENV)-audit/.done
+	$(VENV)-audit/bin/pip-audit --no-deps --disable-pip -r requirements.lock
+
+## bill-of-materials: the pinned packages, as CycloneDX
+bill-of-materials: $(VENV)-audit/.done
+	$(VENV)-audit/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-format JSON \
+		--output-reproducible --output-file bill-of-materials.json requirements.lock
+
+OFFLINE_TESTS ?= -m "not slow"
+
+## test-offline: the tests in a namespace of their own that has no route anywhere, only the loopback
+test-offline: setup-dev
+	unshare $$([ "$$(id -u)" = 0 ] || echo --map-root-user) --net sh -c \
+		'ip link set lo up && exec $(BIN)/python -m pytest $(OFFLINE_TESTS)'
 
 ## benchmark: every benchmark, with its results in tests/benchmarks/results
 benchmark: setup-dev
