@@ -3,6 +3,7 @@
 # No `from __future__ import annotations`: see flows/build.py.
 import os
 from datetime import timedelta
+from pathlib import Path
 from typing import Annotated
 
 from prefect import flow
@@ -35,10 +36,15 @@ class NightlySettings(BaseModel):
     store: str = Field(default_factory=lambda: os.environ.get("STRATA_STORE", ".strata"))
     """Where results lie: a folder or a URL such as s3://bucket/prefix; every worker reaches it."""
 
+    @property
+    def chosen(self) -> str:
+        """What runs, in a word or two."""
+        return Path(self.recipe_file).stem if self.recipe_file else self.recipe
+
 
 @flow(
     name="nightly",
-    flow_run_name="nightly {night.recipe}",
+    flow_run_name="nightly {night.chosen}",
     description=(
         "Turn a generative model into a new version of its concept artifact. What has not changed "
         "since the last night is not computed again."

@@ -171,6 +171,10 @@ class Stack:
                     _wait_until(ready, begun[-1], self.folder / f"{name}.log")
                 if name == "ray":
                     self._deploy(environment, recipe, cron, timezone)
+            for service in alive.values():
+                if not service.alive:
+                    log = self.folder / f"{service.name}.log"
+                    raise RuntimeError(f"{service.name} ended soon after its start: read {log}.")
         except BaseException:
             for service in reversed(begun):
                 service.stop()
@@ -201,8 +205,8 @@ class Stack:
             f"http://{HOST}:{self.port}",
             lambda: healthy(self.api),
         )
-        ray = str(Path(python).with_name("ray"))
-        head = [ray, "start", "--head", "--block", "--disable-usage-stats"]
+        head = [python, "-m", "flows.ray_head", "start", "--head", "--block"]
+        head += ["--disable-usage-stats"]
         head += ["--node-ip-address", HOST, "--port", str(self.ray_port)]
         head += ["--dashboard-host", HOST, "--dashboard-port", str(self.dashboard_port)]
         yield (

@@ -7,95 +7,32 @@ import sys
 
 import pytest
 
+from tests.tiny import make_model, make_texts, tiny_values
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("DO_NOT_TRACK", "1")
-
-_TEXT = "the a red blue green small large old new house tree river cloud stone bird fish runs sees"
-_TEXT += " holds finds and or not under over near with without quickly slowly one two three"
-WORDS = _TEXT.split()
-
-
-def make_tokenizer():
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    vocabulary = {word: i for i, word in enumerate(["<pad>", "<eos>", "<unk>", ".", *WORDS])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
-    )
+# Ray's workers would give way to whatever else this machine computes.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory):
     """Folder of a random Llama with 4 layers of width 16, with safetensors and a tokenizer."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    folder = tmp_path_factory.mktemp("tiny-llama")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=64,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    make_tokenizer().save_pretrained(folder)
-    return folder
+    return make_model(tmp_path_factory.mktemp("tiny-llama"))
 
 
 @pytest.fixture(scope="session")
 def tiny_texts(tmp_path_factory):
     """Folder of 24 documents of about 100 words."""
-    import numpy as np
-
-    folder = tmp_path_factory.mktemp("texts")
-    rng = np.random.default_rng(0)
-    for number in range(24):
-        words = rng.choice(WORDS, size=int(rng.integers(60, 140)), p=zipf(len(WORDS)))
-        (folder / f"document-{number:02d}.txt").write_text(" ".join(words) + " .")
-    return folder
-
-
-def zipf(n):
-    import numpy as np
-
-    weights = 1 / np.arange(1, n + 1)
-    return weights / weights.sum()
+    return make_texts(tmp_path_factory.mktemp("texts"))
 
 
 @pytest.fixture(scope="session")
 def tiny_recipe(tiny_model, tiny_texts):
     """Values of a recipe that runs in seconds; `store` is left to the test."""
-    return {
-        "name": "tiny",
-        "title": "A tiny model",
-        "model": {"source": str(tiny_model)},
-        "inputs": {"text": str(tiny_texts)},
-        "levels": [
-            {"name": "layer-00", "hookpoint": "layers.0.output"},
-            {"name": "layer-02", "hookpoint": "layers.2.output"},
-        ],
-        "extract": {
-            "context_length": 32,
-            "block_rows": 256,
-            "shard_rows": 512,
-            "chunk_rows": 128,
-            "dtype": "float32",
-        },
-        "learn": {"n_concepts": 48, "k": 4, "steps": 60, "batch_size": 256, "checkpoint_steps": 20},
-        "encode": {"examples": 3, "window": 4},
-        "recover": {"min_token_count": 5},
-        # One worker each: most of a tiny run is the start of its workers.
-        "resources": {"extract": {"workers": 1}, "encode": {"workers": 1}, "learn": {"cpus": 1}},
-    }
+    return tiny_values(tiny_model, tiny_texts)
 
 
 @pytest.fixture(scope="session")

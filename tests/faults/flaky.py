@@ -1,18 +1,27 @@
-"""A proxy before an S3 endpoint that fails one request in five, in each way that a network has."""
+"""A proxy before an S3 endpoint that fails one request in five, in each way that a network has.
+
+It can also refuse all writes for a while, or take its time.
+"""
 
 import http.client
 import random
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 _HOP = {"connection", "transfer-encoding", "content-length", "keep-alive"}
 
 
 class FlakyProxy:
-    """Serves on a loopback port until closed; `failed` counts what it let fail."""
+    """Serves on a loopback port until closed; `failed` counts what it let fail.
+
+    While `refusing` is set every write is refused; `delay` is waited, in seconds, before a write.
+    """
 
     def __init__(self, port, share=0.2, seed=0):
-        self.failed = self.served = 0
+        self.failed = self.served = self.refused = 0
+        self.refusing = False
+        self.delay = 0.0
         self._chance = random.Random(seed)
         self._share = share
         self._lock = threading.Lock()
@@ -26,7 +35,7 @@ class FlakyProxy:
 
             def forward(self):
                 body = self.rfile.read(int(self.headers.get("content-length") or 0))
-                fault = outer.draw()
+                fault = outer.draw(writes=self.command in ("PUT", "POST", "DELETE"))
                 if fault == "refuse":
                     self.send_response(503)
                     self.send_header("content-length", "0")
@@ -60,10 +69,15 @@ class FlakyProxy:
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
-    def draw(self):
+    def draw(self, *, writes):
         """The fault of the next request, or None."""
+        if writes and self.delay:
+            time.sleep(self.delay)
         with self._lock:
             self.served += 1
+            if writes and self.refusing:
+                self.refused += 1
+                return "refuse"
             if self._chance.random() >= self._share:
                 return None
             self.failed += 1
