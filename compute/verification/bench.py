@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -86,7 +86,14 @@ class Replace:
 
 
 class Bench(ABC):
-    """A model, its levels, and a pool of samples."""
+    """A model, its levels, and a pool of samples.
+
+    Attributes
+    ----------
+    direction : ``up`` where the model computes low levels first, ``down`` where high ones.
+    """
+
+    direction: ClassVar[Literal["up", "down"]] = "up"
 
     def __init__(self, target: Target, levels: Sequence[ConceptLevel], batch_size: int) -> None:
         self.target = target
@@ -141,23 +148,23 @@ class Bench(ABC):
     def intervene(
         self,
         items: NDArray[np.int64],
-        part: int,
+        changed: int,
         concepts: NDArray[np.int64],
         changes: NDArray[np.float32],
-        whole: int,
+        read: int,
     ) -> Tensor:
         """Run samples with one code changed in each, and return what another level becomes.
 
         Parameters
         ----------
         items : ``(b,)`` samples; one may come several times.
-        part, whole : numbers of the levels that are changed and read.
+        changed, read : numbers of the levels.
         concepts : ``(b,)`` which concept's code is changed in each.
         changes : ``(b, p)`` what is added to that code in each row.
 
         Returns
         -------
-        Activations ``(b, p, d)`` of the level ``whole``.
+        Activations ``(b, p, d)`` of the level ``read``.
         """
 
     @abstractmethod
@@ -260,23 +267,23 @@ class LanguageBench(Bench):
     def intervene(
         self,
         items: NDArray[np.int64],
-        part: int,
+        changed: int,
         concepts: NDArray[np.int64],
         changes: NDArray[np.float32],
-        whole: int,
+        read: int,
     ) -> Tensor:
-        """One pass in which the part's level is changed and the whole's is read."""
-        lower, upper = self.level(part), self.level(whole)
+        """One pass in which the one level is changed and the other is read."""
+        lower, upper = self.level(changed), self.level(read)
         seen: dict[int, Tensor] = {}
         act = _Add(lower.dictionary, concepts, changes)
         with (
             Interventions(
-                self.target, [(lower.hookpoint, act)], [(upper.hookpoint, _Keep(seen, whole, 1))]
+                self.target, [(lower.hookpoint, act)], [(upper.hookpoint, _Keep(seen, read, 1))]
             ),
             suppress(StopForward),
         ):
             self._decoder(input_ids=self._tokens(items), use_cache=False)
-        return seen[whole]
+        return seen[read]
 
     @torch.inference_mode()
     def score(

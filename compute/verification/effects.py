@@ -1,10 +1,10 @@
-"""The effect of every edge, measured: do(part = high) against do(part = 0), read at the whole."""
+"""The effect of every edge, measured: do(high) against do(0) at one end, read at the other."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,9 +18,11 @@ from storage.graphs import ConceptGraph
 
 __all__ = ["EdgeScore", "Verification", "edge_matrix", "verify_edges"]
 
+Direction = Literal["up", "down"]
+
 _LEVEL = 0.95
-# Parts besides those of the tested edges, so that every whole has parts to be compared with.
-_FEWEST_PARTS = 64
+# Causes besides those of the tested edges, so that every effect has others to be compared with.
+_FEWEST_CAUSES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,16 +63,16 @@ class Verification:
 
 @dataclass(frozen=True)
 class _Effects:
-    """Effects of parts on all wholes of the next level.
+    """Effects of concepts that were set on all concepts of a neighbouring level.
 
     Attributes
     ----------
-    parts : ``(m,)`` the parts that were set.
-    mean, error : ``(m, n_wholes)`` mean effect over samples and its standard error.
-    samples : ``(m,)`` samples of each part.
+    causes : ``(m,)`` the concepts that were set.
+    mean, error : ``(m, n_effects)`` mean effect over samples and its standard error.
+    samples : ``(m,)`` samples of each cause.
     """
 
-    parts: NDArray[np.int64]
+    causes: NDArray[np.int64]
     mean: NDArray[np.float32]
     error: NDArray[np.float32]
     samples: NDArray[np.int64]
@@ -85,30 +87,36 @@ def verify_edges(
     min_samples: int = 3,
     controls: int = 40,
     max_parts: int | None = None,
+    direction: Direction | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Verification:
     """Test every edge between concepts by intervention, and write what was found to the graph.
 
-    In samples in which a part is active its code is set, in the rows in which it is active, to the
-    largest value the pool has seen, and to 0. The *effect* on a whole is the mean over those rows
-    of the difference that this makes to the whole's code, in units of the whole's mean active code;
-    its interval is Student's over samples (95 %).
+    Upward, as a language model computes, the part is set and the whole is read. Downward the whole
+    is set and the part is read: a diffusion model draws its wholes first, inverting the selection
+    that made them, and what it draws later cannot change what came before.
+
+    In samples in which the concept that is set (the *cause*) is active, its code becomes, in the
+    rows in which it is active, the largest value the pool has seen, and 0. The *effect* on the
+    concept that is read is the mean over those rows of the difference that this makes to its code,
+    in units of its mean active code; its interval is Student's over samples (95 %).
 
     An edge is **confirmed** if the interval lies on the side of the edge's sign, and the effect
-    exceeds the effects on the same whole of 95 % of the *matched* parts: parts of the same level
-    that are not its parents and are the nearest in frequency. It is **refuted** if the interval
-    reaches neither. All else, and every edge of an observed variable, stays untested.
+    exceeds the effects on the same concept of 95 % of the *matched* causes: concepts of the cause's
+    level that have no edge to it and are the nearest in frequency. It is **refuted** if the
+    interval reaches neither. All else, and every edge of an observed variable, stays untested.
 
-    All wholes are read in the passes of a part, and a batch holds many parts.
+    All concepts of a level are read in the passes of a cause, and a batch holds many causes.
 
     Parameters
     ----------
     min_confidence : weaker edges are not tested.
-    samples, min_samples : most and fewest samples of a part.
-    controls : matched parts of each edge.
-    max_parts : most parts tested per level, chosen at random; the edges of others stay untested.
-    progress : told the parts that are done, and all of them, after every level.
+    samples, min_samples : most and fewest samples of a cause.
+    controls : matched causes of each edge.
+    max_parts : most causes tested per level, chosen at random; the edges of others stay untested.
+    direction : which end is set; by default that which the model computes first.
+    progress : told the causes that are done, and all of them, after every level.
 
     Raises
     ------
@@ -120,16 +128,19 @@ def verify_edges(
             "samples, and no more than there are"
         )
     rng = np.random.default_rng(seed)
+    down = (direction or bench.direction) == "down"
     numbers = [level.level for level in bench.levels]
     tested = {
         part: edge_matrix(graph, part, bench, min_confidence=min_confidence)
         for part in numbers[:-1]
     }
     chosen = {
-        part: _choose_parts(bench, part, edges, min_samples, max_parts, rng)
+        part: _choose_causes(
+            bench, part + down, edges.T if down else edges, min_samples, max_parts, rng
+        )
         for part, edges in tested.items()
     }
-    total, done = sum(len(parts) for parts in chosen.values()), 0
+    total, done = sum(len(causes) for causes in chosen.values()), 0
     columns = {name: graph.edges[name].to_pylist() for name in graph.edges.column_names}
     row_of = {
         ends: row for row, ends in enumerate(zip(columns["source"], columns["target"], strict=True))
@@ -138,20 +149,27 @@ def verify_edges(
     by_level: dict[int, EdgeScore] = {}
     for part, edges in tested.items():
         whole = part + 1
-        effects = _measure(bench, part, whole, chosen[part], samples, rng)
+        cause, read = (whole, part) if down else (part, whole)
+        effects = _measure(bench, cause, read, chosen[part], samples, rng)
         done += len(chosen[part])
         progress(done, total)
-        frequency = np.diff(bench.pool.columns(part).indptr)
-        parents = edge_matrix(graph, part, bench)
-        judge = _Judge(effects, frequency, parents, min_samples, controls)
+        frequency = np.diff(bench.pool.columns(cause).indptr)
+        known = edge_matrix(graph, part, bench)
+        judge = _Judge(effects, frequency, known.T if down else known, min_samples, controls)
+
+        def judged(
+            i: int, j: int, sign: int, judge: _Judge = judge
+        ) -> tuple[float, float, int] | None:
+            return judge(j, i, sign) if down else judge(i, j, sign)
+
         found: list[tuple[int, float]] = []
         for i, j in zip(*edges.nonzero(), strict=True):
             row = row_of[f"{part}:{i}", f"{whole}:{j}"]
             sign = -1 if columns["sign"][row] == -1 else 1
-            judged = judge(int(i), int(j), sign)
-            if judged is None:
+            outcome = judged(int(i), int(j), sign)
+            if outcome is None:
                 continue
-            effect, half, verdict = judged
+            effect, half, verdict = outcome
             columns["effect"][row] = effect
             columns["effect_low"][row] = effect - half
             columns["effect_high"][row] = effect + half
@@ -163,11 +181,10 @@ def verify_edges(
             if not edges.nnz:
                 continue
             null = deal(edges, rng)
-            ends = list(zip(*null.nonzero(), strict=True))
-            for i, j in ends:
-                judged = judge(int(i), int(j), 1)
-                if judged is not None:
-                    pairs[name].append((judged[2], judged[0]))
+            for i, j in zip(*null.nonzero(), strict=True):
+                outcome = judged(int(i), int(j), 1)
+                if outcome is not None:
+                    pairs[name].append((outcome[2], outcome[0]))
     nodes = {name: graph.nodes[name].to_pylist() for name in graph.nodes.column_names}
     return Verification(
         ConceptGraph.from_columns(nodes, columns),
@@ -193,44 +210,44 @@ def edge_matrix(
     )
 
 
-def _choose_parts(
+def _choose_causes(
     bench: Bench,
     level: int,
     edges: Any,
     min_samples: int,
-    max_parts: int | None,
+    max_causes: int | None,
     rng: np.random.Generator,
 ) -> NDArray[np.int64]:
-    parts = np.unique(edges.nonzero()[0])
-    if max_parts is not None and len(parts) > max_parts:
-        parts = np.sort(rng.choice(parts, max_parts, replace=False))
+    causes = np.unique(edges.nonzero()[0])
+    if max_causes is not None and len(causes) > max_causes:
+        causes = np.sort(rng.choice(causes, max_causes, replace=False))
     codes = bench.pool.columns(level)
-    alive = np.setdiff1d(np.flatnonzero(np.diff(codes.indptr) >= min_samples), parts)
-    extra = min(len(alive), max(0, _FEWEST_PARTS - len(parts)))
-    parts = np.concatenate([parts, rng.choice(alive, extra, replace=False)])
-    return np.sort(parts).astype(np.int64)
+    alive = np.setdiff1d(np.flatnonzero(np.diff(codes.indptr) >= min_samples), causes)
+    extra = min(len(alive), max(0, _FEWEST_CAUSES - len(causes)))
+    causes = np.concatenate([causes, rng.choice(alive, extra, replace=False)])
+    return np.sort(causes).astype(np.int64)
 
 
 def _measure(
     bench: Bench,
-    part: int,
-    whole: int,
-    parts: NDArray[np.int64],
+    cause: int,
+    read: int,
+    causes: NDArray[np.int64],
     samples: int,
     rng: np.random.Generator,
 ) -> _Effects:
-    pool, dictionary = bench.pool, bench.level(whole).dictionary
-    unit = _mean_active(pool.codes[whole], pool.kept)
-    n_wholes = dictionary.n_concepts
-    mean = np.zeros((len(parts), n_wholes), dtype=np.float32)
+    pool, dictionary = bench.pool, bench.level(read).dictionary
+    unit = _mean_active(pool.codes[read], pool.kept)
+    n_effects = dictionary.n_concepts
+    mean = np.zeros((len(causes), n_effects), dtype=np.float32)
     square = np.zeros_like(mean)
-    count = np.zeros(len(parts), dtype=np.int64)
+    count = np.zeros(len(causes), dtype=np.int64)
     jobs: list[tuple[int, int]] = []
-    for row, concept in enumerate(parts.tolist()):
-        items = pool.active_items(part, concept)
+    for row, concept in enumerate(causes.tolist()):
+        items = pool.active_items(cause, concept)
         picked = rng.choice(items, min(samples, len(items)), replace=False)
         jobs += [(row, int(item)) for item in np.sort(picked)]
-    # A job takes two places of a batch: one with the part high, one without it.
+    # A job takes two places of a batch: one with the cause high, one without it.
     size = max(1, bench.batch_size // 2)
     kept = pool.kept.reshape(pool.n_items, -1)
     for start in range(0, len(jobs), size):
@@ -238,18 +255,18 @@ def _measure(
         rows = np.array([row for row, _ in some])
         items = np.array([item for _, item in some])
         codes = np.concatenate(
-            [pool.code(part, int(parts[row]), np.array([item])) for row, item in some]
+            [pool.code(cause, int(causes[row]), np.array([item])) for row, item in some]
         )
         where = (codes > 0) & kept[items]
-        high = np.array([_largest(pool, part, int(parts[row])) for row in rows], dtype=np.float32)
+        high = np.array([_largest(pool, cause, int(causes[row])) for row in rows], dtype=np.float32)
         up = np.where(where, high[:, None] - codes, 0).astype(np.float32)
         down = np.where(where, -codes, 0).astype(np.float32)
         x = bench.intervene(
             np.concatenate([items, items]),
-            part,
-            np.concatenate([parts[rows], parts[rows]]),
+            cause,
+            np.concatenate([causes[rows], causes[rows]]),
             np.concatenate([up, down]),
-            whole,
+            read,
         )
         places = torch.from_numpy(where).to(x.device)
         raised = dictionary.encode(x[: len(some)][places].float())
@@ -264,49 +281,49 @@ def _measure(
     n = np.maximum(count, 1)[:, None]
     mean /= n
     variance = np.maximum(square / n - mean**2, 0) * n / np.maximum(n - 1, 1)
-    return _Effects(parts, mean, np.sqrt(variance / n), count)
+    return _Effects(causes, mean, np.sqrt(variance / n), count)
 
 
 class _Judge:
-    """Decides about pairs of a part and a whole by one rule."""
+    """Decides about pairs of a cause and what is read, by one rule."""
 
     def __init__(
         self,
         effects: _Effects,
         frequency: NDArray[np.int64],
-        parents: Any,
+        linked: Any,
         min_samples: int,
         controls: int,
     ) -> None:
         self._effects = effects
-        self._row = {int(part): row for row, part in enumerate(effects.parts)}
-        self._parents = parents.tocsc()
+        self._row = {int(cause): row for row, cause in enumerate(effects.causes)}
+        self._linked = linked.tocsc()
         self._enough = effects.samples >= min_samples
         self._controls = controls
-        self._log_frequency = np.log(np.maximum(frequency[effects.parts], 1))
+        self._log_frequency = np.log(np.maximum(frequency[effects.causes], 1))
 
-    def __call__(self, part: int, whole: int, sign: int) -> tuple[float, float, int] | None:
+    def __call__(self, cause: int, read: int, sign: int) -> tuple[float, float, int] | None:
         """Return effect, half the width of its interval, and +1, −1 or 0; None if untestable."""
-        row = self._row.get(part)
+        row = self._row.get(cause)
         if row is None or not self._enough[row]:
             return None
-        matched = self._matched(row, whole)
+        matched = self._matched(row, read)
         if len(matched) < self._controls // 2:
             return None
-        effect = float(self._effects.mean[row, whole])
+        effect = float(self._effects.mean[row, read])
         freedom = int(self._effects.samples[row]) - 1
         quantile = float(stats.t.ppf((1 + _LEVEL) / 2, freedom))
-        half = quantile * float(self._effects.error[row, whole])
-        bar = float(np.quantile(sign * self._effects.mean[matched, whole], _LEVEL))
+        half = quantile * float(self._effects.error[row, read])
+        bar = float(np.quantile(sign * self._effects.mean[matched, read], _LEVEL))
         low, high = sign * effect - half, sign * effect + half
         if low > 0 and sign * effect > bar:
             return effect, half, 1
         return effect, half, -1 if high <= max(bar, 0.0) else 0
 
-    def _matched(self, row: int, whole: int) -> NDArray[np.int64]:
-        start, stop = self._parents.indptr[whole : whole + 2]
-        own = self._parents.indices[start:stop]
-        free = self._enough & ~np.isin(self._effects.parts, own)
+    def _matched(self, row: int, read: int) -> NDArray[np.int64]:
+        start, stop = self._linked.indptr[read : read + 2]
+        own = self._linked.indices[start:stop]
+        free = self._enough & ~np.isin(self._effects.causes, own)
         free[row] = False
         others = np.flatnonzero(free)
         gap = np.abs(self._log_frequency[others] - self._log_frequency[row])

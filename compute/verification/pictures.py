@@ -1,16 +1,23 @@
-"""A diffusion model on the bench: parts are changed in a denoising run, wholes read off its end.
+"""A diffusion model on the bench: one level is changed in a denoising run, another is read.
 
 Levels at different timesteps are never computed in one pass, and the generator runs from the
-noisy, high levels to the clean, low ones: against the arrows of the selection model, whose wholes
-are effects of their parts. What a changed part does to a whole is therefore measured through the
-picture. The sample is noised to the part's timestep and denoised to its end in a few DDIM steps,
-with the part's code changed at the steps of its level; the picture that comes out is noised to the
-whole's timestep, with the noise that belongs to the sample, and the whole's code is read there.
+noisy, high levels to the clean, low ones: it inverts the selection, whose wholes are effects of
+their parts. What a whole does to its parts is read downward: the sample is noised to the whole's
+timestep and denoised to that of its parts in a few DDIM steps, with the whole's code changed at the
+steps of its level. What a part does to its wholes can only be asked through the picture: the run
+goes on to its end with the part changed, and what comes out is noised to the whole's timestep, with
+the noise that belongs to the sample, and read there. A part of the last steps hardly changes the
+picture any more, so that the upward effects are small.
+
+The text is a cause of every level, too: told of a house, the network reads it again at every step,
+and effects that come through the picture are small beside it. To leave it out after the change is
+no remedy, since the codes of drawings without a text are not those that the dictionaries know.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -37,6 +44,8 @@ _STEPS = 4
 
 class DiffusionBench(Bench):
     """A pipeline on clean latents: those of pictures, or of drawings it made of prompts."""
+
+    direction = "down"
 
     def __init__(
         self,
@@ -86,27 +95,28 @@ class DiffusionBench(Bench):
     def intervene(
         self,
         items: NDArray[np.int64],
-        part: int,
+        changed: int,
         concepts: NDArray[np.int64],
         changes: NDArray[np.float32],
-        whole: int,
+        read: int,
     ) -> Tensor:
-        """A short denoising run with the part changed, and a look at its picture."""
-        lower = self.level(part)
-        act = _Paint(lower.dictionary, concepts, changes, self._adapter.grid)
-        own = int(lower.timestep or 0)
-        times = np.unique(np.linspace(own, 0, _STEPS, endpoint=False).astype(int))[::-1]
+        """A short denoising run with a level changed: down to the read level, or to the end."""
+        level, reader = self.level(changed), self.level(read)
+        act = _Paint(level.dictionary, concepts, changes, self._adapter.grid)
+        own, goal = int(level.timestep or 0), int(reader.timestep or 0)
+        down = goal < own
+        times = np.linspace(own, goal if down else 0, _STEPS + 1).astype(int).tolist()
         latents = self._noisy(items, self._clean[items], own)
-        clean = latents
-        for step, time in enumerate(times.tolist()):
+        for time, then in pairwise(times):
             due = nearest_timestep(self._timesteps, time) == own
-            work: list[tuple[str, Intervention]] = [(lower.hookpoint, act)] if due else []
+            work: list[tuple[str, Intervention]] = [(level.hookpoint, act)] if due else []
             with Interventions(self.target, work):
                 output = self._denoise(items, latents, time)
             clean, noise = self._split(latents, output, time)
-            if step + 1 < len(times):
-                latents = self._mix(clean, noise, int(times[step + 1]))
-        return self._look(items, clean, self.level(whole))
+            latents = self._mix(clean, noise, then)
+        if down:
+            return self._read(items, latents, reader)
+        return self._look(items, clean, reader)
 
     @torch.inference_mode()
     def score(
@@ -128,6 +138,11 @@ class DiffusionBench(Bench):
 
     def _look(self, items: NDArray[np.int64], clean: Tensor, level: ConceptLevel) -> Tensor:
         """Return a level's activations of clean latents, ``(b, grid, d)``."""
+        noisy = self._noisy(items, clean, int(level.timestep or 0))
+        return self._read(items, noisy, level)
+
+    def _read(self, items: NDArray[np.int64], latents: Tensor, level: ConceptLevel) -> Tensor:
+        """Return a level's activations of latents at its timestep, ``(b, grid, d)``."""
         seen: list[Tensor] = []
 
         def probe(rows: Rows, moment: Moment) -> None:
@@ -135,8 +150,7 @@ class DiffusionBench(Bench):
             seen.append(align(maps, self._adapter.grid).reshape(len(items), -1, maps.shape[1]))
 
         with Interventions(self.target, (), [(level.hookpoint, probe)]):
-            time = int(level.timestep or 0)
-            self._denoise(items, self._noisy(items, clean, time), time)
+            self._denoise(items, latents, int(level.timestep or 0))
         return seen[0]
 
     def _noisy(self, items: NDArray[np.int64], clean: Tensor, time: int) -> Tensor:
