@@ -9,6 +9,7 @@ from compute.worlds.sprites import SpriteWorld
 from tests.benchmarks.unlearning import (
     TIMESTEPS,
     Recorded,
+    graph_edits,
     in_slots,
     judge,
     level_edits,
@@ -45,6 +46,16 @@ def test_what_is_shared_with_others_is_spared(recorded, dictionaries):
     )
     others = random_edits(edits, 0, 4)
     assert [edit.scale for edit in others] == [edit.scale for edit in edits]
+
+
+def test_parts_follow_their_wholes(recorded, dictionaries):
+    """Axis 1 of the lower levels is part of axis 0 and of axis 2, which is in everything."""
+    weight = np.eye(4)
+    weight[1] = [1, 0, 3, 0]
+    edits = graph_edits(dictionaries, [weight, weight], recorded, "object", HOUSE, 4.0)
+    scales = {(edit.level, edit.index): edit.scale for edit in edits}
+    expected = {(n, 0): -3.0 for n in (1, 2, 3)} | {(3, 1): -1.0, (2, 1): 0.0}
+    assert scales == pytest.approx(expected | {(1, 1): 0.0})
 
 
 def test_slots_are_those_of_the_picture():

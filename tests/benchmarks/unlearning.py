@@ -1,6 +1,6 @@
 """Unlearning on sprites: one object or colour is removed while the rest stays as the caption says.
 
-    python tests/benchmarks/unlearning.py [--captions 60] [--targets house red] [--seed 0]
+    python tests/benchmarks/unlearning.py [--captions 20] [--targets house red] [--seeds 0 1 2 3 4]
 
 Concepts are found on training captions and removed while held-out captions are drawn; the factor
 reader of the world says what came of it. Per target:
@@ -17,16 +17,21 @@ The methods:
 - ``levels``: a dictionary per moment of the drawing. A concept whose mean code is m in slots of the
   target and at most o in slots of any other is scaled by 1 − strength · (1 − o / m): what is shared
   with the others is spared.
-- ``single, SAeUron``: one dictionary of all moments; the highest scores of SAeUron, scaled by
-  −strength / 2.
-- ``difference of means``: the direction from the others to the target, taken away in proportion.
-- ``negative prompt``: the target's name.
+- ``whole and parts``: the same for the highest level alone. A part's excess is that of its wholes
+  in the recovered graph, weighted by the strengths of the edges: labels are used at one level, and
+  a part is spared as far as it makes up other wholes.
+- ``single, SAeUron``: one dictionary of all moments; the highest scores of SAeUron. A code above
+  its mean is scaled by −strength / 3 on average, in proportion to the concept's mean on the target.
+- ``difference of means``: the direction from the others to the target, times 1 − 0.6 · strength.
+- ``negative prompt``: the target's name, with the strength as guidance scale.
 - ``random``: as many concepts as ``levels`` edits, with its scales, drawn at random.
 
-Where concepts are edited it is at every step and in both halves of the guidance. Every dictionary
-has been trained for the same number of steps with the same settings. Per target, the strength of
-every method that has one is the best of `STRENGTHS` by the harmonic mean on training captions, the
-smaller of two as good; ``random`` takes that of ``levels``.
+All read and edit one place, the last where the text enters (`HOOKPOINT`): there alone a slot's
+object and colour can be read off linearly at every step, and codes of very few concepts keep
+objects and colours apart. Edits act at every step and in both halves of the guidance. Every
+dictionary has been trained for the same number of steps with the same settings. Per target, the
+strength of every method is the best of `STRENGTHS` by the harmonic mean on training captions, the
+smallest of those as good.
 """
 
 import argparse
@@ -34,6 +39,9 @@ import csv
 import os
 import platform
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from itertools import pairwise, repeat
+from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,6 +49,7 @@ import numpy as np
 import torch
 
 from compute.dictionaries import Dictionary, fit_dictionary
+from compute.graphs import recover_edges
 from compute.models.training import draw
 from compute.steering import ConceptLevel, Edit, saeuron_scores, steer
 from compute.steering.places import Target
@@ -49,19 +58,21 @@ from compute.worlds.sprite_reader import read_sprites
 from compute.worlds.sprites import COLOURS, OBJECTS, SpriteWorld
 
 RESULTS = Path(__file__).parent / "results" / "unlearning.csv"
-HOOKPOINT = "up_blocks.0"
+HOOKPOINT = "up_blocks.0.attentions.1"
 TIMESTEPS = (99, 499, 899)
 STEPS, GUIDANCE = 10, 2.0
-STRENGTHS = (5.0, 10.0)
+STRENGTHS = (2.0, 3.0, 4.0, 5.5)
+N_CONCEPTS, ACTIVE = 1024, 2
 SAEURON_CONCEPTS = 32
-TUNED = ("levels", "single, SAeUron", "difference of means")
-METHODS = ("levels", "single, SAeUron", "difference of means", "negative prompt", "random")
+LEAST_EXCESS = 0.15
+METHODS = ("levels", "whole and parts", "single, SAeUron", "difference of means")
+METHODS += ("negative prompt", "random")
 FIELDS = ("kind", "target", "method", "seed", "strength", "captions", "edits")
 FIELDS += ("ua", "ira", "cra", "harmonic", "cross", "machine", "command")
 
 
 class Recorded(NamedTuple):
-    """Slots' activations ``(n, 4, 16, d)`` by timestep, and what the captions put there."""
+    """Slots' activations ``(n, 4, p, d)`` by timestep, and what the captions put there."""
 
     activations: dict[int, torch.Tensor]
     objects: np.ndarray
@@ -95,9 +106,11 @@ def record(pipeline, n, seed):
 
 
 def in_slots(values):
-    """``(n, 64, d)``, row-major patches of a picture, as ``(n, 4, 16, d)``."""
-    n, _, d = values.shape
-    return values.reshape(n, 2, 4, 2, 4, d).permute(0, 1, 3, 2, 4, 5).reshape(n, 4, 16, d)
+    """``(n, patches, d)``, row-major patches of a picture, as ``(n, 4, patches / 4, d)``."""
+    n, patches, d = values.shape
+    side = round(patches**0.5) // 2
+    by_slot = values.reshape(n, 2, side, 2, side, d).permute(0, 1, 3, 2, 4, 5)
+    return by_slot.reshape(n, 4, side * side, d)
 
 
 def steps_of(recorded):
@@ -108,14 +121,27 @@ def steps_of(recorded):
 
 def learn(recorded, seed, steps):
     """A dictionary per moment, and one of all of them."""
-    options = {"n_concepts": 512, "k": 12, "steps": steps, "batch_size": 1024, "seed": seed}
-    found = {}
-    for t in TIMESTEPS:
-        rows = recorded.activations[t]
-        found[t] = fit_dictionary(rows.reshape(-1, rows.shape[-1]), **options)
-    every = torch.cat([x.reshape(-1, x.shape[-1]) for x in recorded.activations.values()])
-    found["all"] = fit_dictionary(every, **options)
-    return found
+    options = {"n_concepts": N_CONCEPTS, "k": ACTIVE, "steps": steps, "batch_size": 1024}
+    options["seed"] = seed
+    of = steps_of(recorded) | {"all": list(recorded.activations)}
+    return {
+        moment: fit_dictionary(rows_of(recorded, steps), **options) for moment, steps in of.items()
+    }
+
+
+def rows_of(recorded, steps):
+    """Patches ``(rows, d)`` of some steps."""
+    return torch.cat([recorded.activations[step].flatten(0, 2) for step in steps])
+
+
+def recover(dictionaries, recorded):
+    """Strengths ``(parts, wholes)`` of the edges from every moment to the next higher one."""
+    codes = [
+        sum(dictionaries[t].encode(recorded.activations[step].flatten(0, 2)) for step in steps)
+        for t, steps in steps_of(recorded).items()
+    ]
+    found = [recover_edges(low.numpy(), high.numpy()) for low, high in pairwise(codes)]
+    return [edges.strength * edges.adjacency for edges in found]
 
 
 def mean_slot_codes(dictionary, recorded, steps):
@@ -126,18 +152,41 @@ def mean_slot_codes(dictionary, recorded, steps):
     return (total / len(steps)).numpy()
 
 
+def excesses(codes, labels, target):
+    """Share ``(m,)`` of each concept's mean code on the target that no other value reaches."""
+    means = np.stack([codes[labels == value].mean(axis=0) for value in range(5)])
+    most = np.delete(means, target, axis=0).max(axis=0)
+    excess = 1 - most / np.maximum(means[target], 1e-9)
+    return np.where(means[target] > 1e-3, np.maximum(excess, 0), 0)
+
+
+def scaled(number, excess, strength):
+    """Edits of the concepts of a level whose excess is large enough."""
+    return [
+        Edit(number, int(concept), 1 - strength * float(excess[concept]), half="both")
+        for concept in np.flatnonzero(excess > LEAST_EXCESS)
+    ]
+
+
 def level_edits(dictionaries, recorded, kind, target, strength):
     """Edits of ``levels``: less of what the target has more of than every other."""
     edits = []
-    labels = recorded.of(kind)
     for number, (t, steps) in enumerate(steps_of(recorded).items(), 1):
         codes = mean_slot_codes(dictionaries[t], recorded, steps)
-        means = np.stack([codes[labels == value].mean(axis=0) for value in range(5)])
-        most = np.delete(means, target, axis=0).max(axis=0)
-        excess = 1 - most / np.maximum(means[target], 1e-9)
-        for concept in np.flatnonzero((excess > 0.1) & (means[target] > 1e-3)):
-            scale = 1 - strength * float(excess[concept])
-            edits.append(Edit(number, int(concept), scale, half="both"))
+        edits += scaled(number, excesses(codes, recorded.of(kind), target), strength)
+    return edits
+
+
+def graph_edits(dictionaries, edges, recorded, kind, target, strength):
+    """Edits of ``whole and parts``: wholes by their labels, parts by their wholes."""
+    top, steps = list(steps_of(recorded).items())[-1]
+    codes = mean_slot_codes(dictionaries[top], recorded, steps)
+    excess = excesses(codes, recorded.of(kind), target)
+    edits = scaled(len(edges) + 1, excess, strength)
+    for number, weight in reversed(list(enumerate(edges, 1))):
+        weight = np.abs(weight)
+        excess = weight @ excess / np.maximum(weight.sum(axis=1), 1e-9)
+        edits += scaled(number, excess, strength)
     return edits
 
 
@@ -145,9 +194,14 @@ def saeuron_edits(dictionary, recorded, kind, target, strength):
     """Edits of the concepts of the highest scores in a dictionary of all moments."""
     labels = recorded.of(kind)
     codes = mean_slot_codes(dictionary, recorded, list(recorded.activations))
+    on_target, bar = codes[labels == target].mean(axis=0), codes.mean(axis=(0, 1))
     scores = saeuron_scores(codes[labels == target], codes[(labels >= 0) & (labels != target)])
     best = np.argsort(-scores)[:SAEURON_CONCEPTS]
-    return [Edit(1, int(concept), -strength / 2, half="both") for concept in best]
+    factors = -strength / 3 * on_target[best] / on_target[best].mean()
+    return [
+        Edit(1, int(concept), float(factor), above=float(bar[concept]), half="both")
+        for concept, factor in zip(best, factors, strict=True)
+    ]
 
 
 def difference_levels(recorded, kind, target):
@@ -182,36 +236,49 @@ def random_edits(edits, seed, n_concepts):
     return swapped
 
 
-def plan(method, dictionaries, recorded, kind, target, strength, seed):
-    """Levels, edits and negative prompt of a method."""
+class Plan(NamedTuple):
+    """What a method does: levels and edits, and the pipeline's own levers."""
+
+    levels: list
+    edits: list
+    negative: str | None = None
+    guidance: float = GUIDANCE
+
+
+def plan(method, known, recorded, kind, target, strength, seed):
+    """The plan of a method, from the dictionaries and edges that are known."""
+    dictionaries, edges = known
     levels = [
         ConceptLevel(number, f"t{t}", HOOKPOINT, dictionaries[t], timestep=t)
         for number, t in enumerate(TIMESTEPS, 1)
     ]
+    given = (recorded, kind, target, strength)
+    if method == "whole and parts":
+        return Plan(levels, graph_edits(dictionaries, edges, *given))
     if method == "single, SAeUron":
         single = ConceptLevel(1, "all", HOOKPOINT, dictionaries["all"])
-        return [single], saeuron_edits(dictionaries["all"], recorded, kind, target, strength), None
+        return Plan([single], saeuron_edits(dictionaries["all"], *given))
     if method == "difference of means":
         levels = difference_levels(recorded, kind, target)
-        scale = 1 - strength / 2
-        return levels, [Edit(level.level, 0, scale, half="both") for level in levels], None
+        scale = 1 - 0.6 * strength
+        return Plan(levels, [Edit(level.level, 0, scale, half="both") for level in levels])
     if method == "negative prompt":
-        return levels, [], (OBJECTS if kind == "object" else COLOURS)[target]
-    edits = level_edits(dictionaries, recorded, kind, target, strength)
+        return Plan(levels, [], (OBJECTS if kind == "object" else COLOURS)[target], strength)
+    edits = level_edits(dictionaries, *given)
     if method == "random":
         edits = random_edits(edits, seed, dictionaries[TIMESTEPS[0]].n_concepts)
-    return levels, edits, None
+    return Plan(levels, edits)
 
 
-def drawn(pipeline, captions, seeds, negative):
+def drawn(pipeline, captions, seeds, negative=None, guidance=GUIDANCE):
     """Pictures of captions; with a negative prompt in place of the empty one if there is one."""
     if negative is None:
-        return draw(pipeline, captions, seeds, steps=STEPS, guidance=GUIDANCE)
+        return draw(pipeline, captions, seeds, steps=STEPS, guidance=guidance)
     result = pipeline(
         captions,
         negative_prompt=[negative] * len(captions),
         num_inference_steps=STEPS,
-        guidance_scale=GUIDANCE,
+        guidance_scale=guidance,
         generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
         output_type="np",
     )
@@ -251,71 +318,75 @@ def chosen(kind, target, n, seed, held_out):
 
 def try_out(pipeline, planned, kind, target, n, seed, *, held_out):
     """Scores of a plan on captions that the model was or was not trained on."""
-    levels, edits, negative = planned
     captions, wanted, seeds = chosen(kind, target, n, seed, held_out)
-    with torch.no_grad(), steer(pipeline, levels, edits):
-        pictures = drawn(pipeline, captions, seeds, negative)
+    with torch.no_grad(), steer(pipeline, planned.levels, planned.edits):
+        pictures = drawn(pipeline, captions, seeds, planned.negative, planned.guidance)
     return judge(wanted, read_sprites(pictures).factors, kind, target)
 
 
-def rows_of_target(pipeline, recorded, dictionaries, name, options):
+def rows_of_target(pipeline, recorded, known, name, seed, options):
     """Rows of the table, one per method."""
     kind = "object" if name in OBJECTS else "colour"
     target = (OBJECTS if kind == "object" else COLOURS).index(name)
-    strengths = {}
     for method in options.methods:
-
-        def planned(strength, method=method):
-            given = (method, dictionaries, recorded, kind, target, strength, options.seed)
-            return plan(*given)
-
-        if method in TUNED:
-            best = -1.0
-            for strength in STRENGTHS:
-                place = (kind, target, options.tuning, options.seed)
-                scores = try_out(pipeline, planned(strength), *place, held_out=False)
-                if scores["harmonic"] > best:
-                    best, strengths[method] = scores["harmonic"], strength
-        elif method == "random":
-            strengths[method] = strengths.get("levels", STRENGTHS[0])
-        ready = planned(strengths.get(method))
-        place = (kind, target, options.captions, options.seed)
-        scores = try_out(pipeline, ready, *place, held_out=True)
+        best, tuned = -1.0, STRENGTHS[0]
+        for strength in STRENGTHS:
+            planned = plan(method, known, recorded, kind, target, strength, seed)
+            place = (kind, target, options.tuning, seed)
+            harmonic = try_out(pipeline, planned, *place, held_out=False)["harmonic"]
+            if harmonic > best:
+                best, tuned = harmonic, strength
+        planned = plan(method, known, recorded, kind, target, tuned, seed)
+        place = (kind, target, options.captions, seed)
+        scores = try_out(pipeline, planned, *place, held_out=True)
         yield {
             "kind": kind,
             "target": name,
             "method": method,
-            "seed": options.seed,
-            "strength": strengths.get(method, ""),
+            "seed": seed,
+            "strength": tuned,
             "captions": options.captions,
-            "edits": len(ready[1]),
+            "edits": len(planned.edits),
         } | {key: round(score, 4) for key, score in scores.items()}
+
+
+def rows_of_seed(seed, options):
+    """Rows of the table of one seed: its own captions, drawings, dictionaries and graph."""
+    torch.set_num_threads(options.threads)
+    pipeline = load()
+    recorded = record(pipeline, options.recorded, seed)
+    dictionaries = learn(recorded, seed, options.learn_steps)
+    known = dictionaries, recover(dictionaries, recorded)
+    rows = []
+    for name in options.targets:
+        rows += rows_of_target(pipeline, recorded, known, name, seed, options)
+    return rows
 
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--captions", type=int, default=60, help="held-out captions per target")
-    parser.add_argument("--tuning", type=int, default=24, help="captions to choose a strength on")
-    parser.add_argument("--recorded", type=int, default=300, help="captions to find concepts on")
-    parser.add_argument("--learn-steps", type=int, default=350)
+    parser.add_argument("--captions", type=int, default=20, help="held-out captions per target")
+    parser.add_argument("--tuning", type=int, default=12, help="captions to choose a strength on")
+    parser.add_argument("--recorded", type=int, default=500, help="captions to find concepts on")
+    parser.add_argument("--learn-steps", type=int, default=800)
     parser.add_argument("--targets", nargs="+", default=[*OBJECTS, *COLOURS])
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=2, help="seeds at a time")
+    parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
-    pipeline = load()
-    recorded = record(pipeline, options.recorded, options.seed)
-    dictionaries = learn(recorded, options.seed, options.learn_steps)
     machine = f"{platform.machine()}, {os.cpu_count()} CPUs, torch {torch.__version__}"
     command = " ".join(["python tests/benchmarks/unlearning.py", *sys.argv[1:]])
-    with RESULTS.open("w", newline="", encoding="utf-8") as file:
+    with (
+        ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool,
+        options.results.open("w", newline="", encoding="utf-8") as file,
+    ):
         writer = csv.DictWriter(file, FIELDS)
         writer.writeheader()
-        for name in options.targets:
-            for row in rows_of_target(pipeline, recorded, dictionaries, name, options):
-                writer.writerow(row | {"machine": machine, "command": command})
-                file.flush()
+        for rows in pool.map(rows_of_seed, options.seeds, repeat(options)):
+            writer.writerows(row | {"machine": machine, "command": command} for row in rows)
+            file.flush()
 
 
 if __name__ == "__main__":
