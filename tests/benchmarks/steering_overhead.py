@@ -3,9 +3,10 @@
     python tests/benchmarks/steering_overhead.py [--concepts 16384] [--tokens 48] [--repeats 5]
 
 Plain and steered runs take turns; the overhead is the median of the ratios within a turn. Seconds
-are the processor's, which other work on the machine does not lengthen as it does the clock's; run it
-with ``--threads 1``, as a thread that waits for another counts as busy. Beside the reader that looks only as far as the edited concepts need, the
-whole dictionary is encoded in every row, for comparison.
+are the processor's, which other work on the machine lengthens less than the clock's; run it with
+``--threads 1``, as a thread that waits for another counts as busy. Beside the reader that looks
+only as far as the edited concepts need, the whole dictionary is encoded in every row, for
+comparison.
 """
 
 import argparse

@@ -1,0 +1,180 @@
+"""Edges between concepts of the sprite model, tested by intervention, and the graph's faithfulness.
+
+    python tests/benchmarks/verification.py [--prompts 300] [--max-parts 40] [--seed 0]
+
+Dictionaries of three moments are learnt on drawings of training captions at the last place where
+the text enters, and the edges between them recovered. On drawings of held-out captions, which no
+dictionary has seen, ``verify_edges`` then judges, by one rule, the edges with a confidence of .9 or
+more, the same graph with its ends dealt anew, and pairs that are no edges; in both directions: the
+whole set and the part read further down the drawing, and the part set and the whole read in the
+finished picture. ``faithfulness`` compares the recovered graph with a shuffled one and one of the
+strongest correlations, of as many edges into every whole. Intervals are 95 % bootstraps over
+samples.
+"""
+
+import argparse
+import csv
+import os
+import platform
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.sparse import csr_matrix
+
+from compute.dictionaries import fit_dictionary
+from compute.graphs import recover_edges
+from compute.models import load_adapter
+from compute.models.base import Level
+from compute.models.diffusion import Prompt
+from compute.steering import ConceptLevel
+from compute.verification import (
+    Bench,
+    correlation_edges,
+    faithfulness,
+    shuffled_edges,
+    verify_edges,
+)
+from compute.verification.effects import edge_matrix
+from compute.worlds.sprites import SpriteWorld
+from storage.graphs import ConceptGraph
+
+RESULTS = Path(__file__).parent / "results" / "verification.csv"
+SOURCE = "package:compute.pretrained.sprites"
+HOOKPOINT = "up_blocks.0.attentions.1"
+TIMESTEPS = (100, 500, 899)
+CONFIDENCE = 0.9
+FIELDS = ("measure", "pairs", "n", "value", "low", "high", "refuted", "effect", "seed", "machine")
+FIELDS += ("command",)
+
+
+def adapter_of(steps):
+    """The project's own sprite model, read at three moments."""
+    levels = [Level(f"t{t}", HOOKPOINT, t) for t in TIMESTEPS]
+    options = {"dtype": "float32", "device": "cpu", "steps": steps, "guidance": 2.0, "grid": 4}
+    return load_adapter("diffusion", SOURCE, levels=levels, **options)
+
+
+def prompts(n, seed, *, held_out):
+    """Captions to draw, each from a noise of its own."""
+    captions = SpriteWorld(seed + 5).sample(n, stream=1, held_out=held_out)[1]
+    return [Prompt(i, caption, 10_000 * held_out + i) for i, caption in enumerate(captions)]
+
+
+def learn(adapter, options):
+    """Levels with their dictionaries, and the graph of their concepts."""
+    rows = adapter.extract(prompts(options.prompts, options.seed, held_out=False)).activations
+    fitted = {"n_concepts": options.concepts, "k": options.k, "steps": options.learn_steps}
+    levels, codes = [], []
+    for number, t in enumerate(TIMESTEPS, 1):
+        x = rows[f"t{t}"].float()
+        found = fit_dictionary(x, batch_size=1024, seed=options.seed, **fitted)
+        levels.append(ConceptLevel(number, f"t{t}", HOOKPOINT, found, timestep=t))
+        codes.append(found.encode(x).numpy())
+    return levels, graph_of(codes)
+
+
+def graph_of(codes):
+    """The graph between neighbouring levels."""
+    edges = {"source": [], "target": [], "strength": [], "confidence": [], "sign": []}
+    for number in range(1, len(codes)):
+        found = recover_edges(codes[number - 1], codes[number])
+        part, whole = found.adjacency.nonzero()
+        edges["source"] += [f"{number}:{i}" for i in part]
+        edges["target"] += [f"{number + 1}:{j}" for j in whole]
+        edges["strength"] += found.strength[part, whole].tolist()
+        edges["confidence"] += found.confidence[part, whole].tolist()
+        edges["sign"] += found.sign[part, whole].astype(int).tolist()
+    n = codes[0].shape[1]
+    numbers = range(1, len(codes) + 1)
+    nodes = {"level": np.repeat(numbers, n).tolist(), "index": [*range(n)] * len(codes)}
+    return ConceptGraph.from_columns(nodes, edges)
+
+
+def share_interval(share, n, rng):
+    """95 % bootstrap of a share of ``n``."""
+    return np.quantile(rng.binomial(n, share, 2000) / n, (0.025, 0.975)) if n else (np.nan, np.nan)
+
+
+def verified(bench, graph, options):
+    """Rows of the verdicts, for both directions."""
+    rng = np.random.default_rng(options.seed)
+    for direction in ("down", "up"):
+        found = verify_edges(
+            bench,
+            graph,
+            min_confidence=CONFIDENCE,
+            samples=options.samples,
+            max_parts=options.max_parts,
+            direction=direction,
+            seed=options.seed,
+        )
+        for pairs in ("edges", "shuffled", "random"):
+            score = getattr(found, pairs)
+            low, high = share_interval(score.confirmed, score.n, rng)
+            yield {
+                "measure": f"confirmed, {direction}",
+                "pairs": pairs,
+                "n": score.n,
+                "value": round(score.confirmed, 4),
+                "low": round(float(low), 4),
+                "high": round(float(high), 4),
+                "refuted": round(score.refuted, 4),
+                "effect": round(score.effect, 5),
+            }
+
+
+def compared(bench, graph, seed):
+    """Rows of faithfulness and completeness of the graph and two of its size."""
+    rng = np.random.default_rng(seed)
+    pool = bench.pool
+    numbers = [level.level for level in bench.levels]
+    graphs = {"edges": {}, "shuffled": {}, "correlation": {}}
+    for part, whole in pairwise(numbers):
+        edges = edge_matrix(graph, part, bench)
+        graphs["edges"][part] = edges
+        graphs["shuffled"][part] = shuffled_edges(edges, rng)
+        low, high = (csr_matrix(pool.codes[n][pool.kept]) for n in (part, whole))
+        graphs["correlation"][part] = correlation_edges(edges, low, high)
+    for pairs, score in faithfulness(bench, graphs, seed=seed).items():
+        size = sum(edges.nnz for edges in graphs[pairs].values())
+        for measure in ("faithfulness", "completeness"):
+            interval = getattr(score, measure)
+            names = ("value", "low", "high")
+            numbers = {n: round(v, 4) for n, v in zip(names, interval, strict=True)}
+            yield {"measure": measure, "pairs": pairs, "n": size} | numbers
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--prompts", type=int, default=300, help="captions to learn on")
+    parser.add_argument("--held-out", type=int, default=96, help="captions to verify on")
+    parser.add_argument("--steps", type=int, default=10, help="of a drawing")
+    parser.add_argument("--concepts", type=int, default=256)
+    parser.add_argument("--k", type=int, default=2)
+    parser.add_argument("--learn-steps", type=int, default=600)
+    parser.add_argument("--samples", type=int, default=8)
+    parser.add_argument("--max-parts", type=int, default=40, help="causes per level")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    adapter = adapter_of(options.steps)
+    levels, graph = learn(adapter, options)
+    items = prompts(options.held_out, options.seed, held_out=True)
+    bench = Bench.of(adapter, levels, items)
+    machine = f"{platform.machine()}, {os.cpu_count()} CPUs, torch {torch.__version__}"
+    command = " ".join(["python tests/benchmarks/verification.py", *sys.argv[1:]])
+    run = {"seed": options.seed, "machine": machine, "command": command}
+    with options.results.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, FIELDS)
+        writer.writeheader()
+        for row in (*compared(bench, graph, options.seed), *verified(bench, graph, options)):
+            writer.writerow(row | run)
+
+
+if __name__ == "__main__":
+    main()
