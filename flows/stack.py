@@ -162,25 +162,33 @@ class Stack:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         begun: list[Running] = []
         try:
-            for name, command, address, ready in self._services():
-                if name not in alive:
-                    announce(f"starting {name}")
-                    begun.append(self._start(name, command, address, environment))
-                    alive[name] = begun[-1]
-                    self._note(alive)
-                    _wait_until(ready, begun[-1], self.folder / f"{name}.log")
-                if name == "ray":
-                    self._deploy(environment, recipe, cron, timezone)
-            for service in alive.values():
-                if not service.alive:
-                    log = self.folder / f"{service.name}.log"
-                    raise RuntimeError(f"{service.name} ended soon after its start: read {log}.")
+            # Twice: Ray gives its own processes half a minute, and ends where the machine is busy.
+            for last in (False, True):
+                for name, command, address, ready in self._services():
+                    if name not in alive:
+                        announce(f"starting {name}")
+                        begun.append(self._start(name, command, address, environment))
+                        alive[name] = begun[-1]
+                        self._note(alive)
+                        _wait_until(ready, begun[-1], self.folder / f"{name}.log", patient=not last)
+                    if name == "ray" and not last:
+                        self._deploy(environment, recipe, cron, timezone)
+                ended = [name for name, service in alive.items() if not service.alive]
+                if not ended:
+                    break
+                if last or ended != ["ray"]:
+                    log = self.folder / f"{ended[0]}.log"
+                    raise RuntimeError(f"{ended[0]} ended soon after its start: read {log}.")
+                del alive["ray"]
         except BaseException:
             for service in reversed(begun):
                 service.stop()
-                del alive[service.name]
+                alive.pop(service.name, None)
             self._note(alive)
             raise
+        # In the order in which they are ended, backwards.
+        alive = {name: alive[name] for name, *_ in self._services()}
+        self._note(alive)
         return list(alive.values())
 
     def down(self) -> list[Running]:
@@ -293,10 +301,12 @@ class Stack:
         temporary.replace(path)
 
 
-def _wait_until(ready: Callable[[], bool], service: Running, log: Path) -> None:
+def _wait_until(ready: Callable[[], bool], service: Running, log: Path, *, patient: bool) -> None:
     deadline = time.monotonic() + _START_SECONDS
     while not ready():
         if not service.alive:
+            if patient and service.name == "ray":
+                return
             raise RuntimeError(f"{service.name} ended while starting: read {log}.")
         if time.monotonic() > deadline:
             raise RuntimeError(
