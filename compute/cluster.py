@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -64,6 +66,7 @@ def connect() -> None:
         return
     address = os.environ.get("RAY_ADDRESS")
     local: dict[str, Any] = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    ended = signal.getsignal(signal.SIGTERM)
     ray.init(
         # Not None, with which Ray would join whatever cluster was last begun on this machine.
         address=address or "local",
@@ -72,6 +75,9 @@ def connect() -> None:
         **({} if address else local),
     )
     _connected_here = True
+    if ended is not None and threading.current_thread() is threading.main_thread():
+        # Ray puts a handler of its own, with which a run that is cancelled looks like a crash.
+        signal.signal(signal.SIGTERM, ended)
     if _listeners:
         # Ray prints what workers print; there is no public way to have it told instead.
         from ray._private.ray_logging import global_worker_stdstream_dispatcher as dispatcher

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import uuid
 
 import pytest
@@ -57,3 +59,17 @@ def test_what_always_fails_is_given_up(local_ray, tmp_path):
         list(actors.run("work", ["wrong"]))
     with pool(tmp_path, 1, ends_at_start=True) as actors, pytest.raises(RayActorError):
         list(actors.run("work", ["a"]))
+
+
+def test_connecting_leaves_the_signal_of_cancellation_alone(tmp_path):
+    """Prefect cancels a run by SIGTERM and tells it by a handler, which Ray would replace."""
+    program = (
+        "import os, signal, sys\n"
+        "from compute.cluster import connect, disconnect\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))\n"
+        "connect()\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+    )
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
+    environment.pop("RAY_ADDRESS", None)
+    assert subprocess.run([sys.executable, "-c", program], env=environment).returncode == 7
