@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any, Self
 
@@ -18,6 +18,7 @@ from compute.selection.encoders import read_out
 from compute.selection.estimator import Estimator
 from compute.selection.gates import FloatArray, pure_directions
 from compute.selection.level import Level
+from compute.selection.refinement import best_fit
 
 _BATCH_ROWS = 1024
 # Rows on which levels are refined, and on which edges are recovered.
@@ -25,8 +26,10 @@ _REFINE_ROWS = 6000
 _EDGE_ROWS = 20_000
 # Directions to choose from, as a multiple of the concepts asked for.
 _CHOICE = 2.0
-# Two candidates closer than this are one.
-_SAME = 0.9
+_MOST_PURE = 1.5
+# How many compositions, as a multiple of the concepts asked for, and how near to one of them a
+# direction of the dictionary is left out.
+_STARTS = ((1.5, 0.9), (1.0, 0.7), (0.5, 0.7))
 
 
 class HierarchicalSelectionModel(Estimator):
@@ -69,9 +72,10 @@ class HierarchicalSelectionModel(Estimator):
     1. Every level gets a dictionary of its own.
     2. From the lowest level up, the directions to choose from are widened by those that
        compositions of the parts point to (:mod:`compute.selection.gates`).
-    3. Codes, directions, parents and gates are refined in turn (:mod:`compute.selection.level`);
-       the prior of a whole's code is its gate, given the codes of its parents. A concept stays if
-       it saves more than its description takes.
+    3. Codes, directions, parents and gates are refined in turn
+       (:mod:`compute.selection.refinement`); the prior of a whole's code is its gate, given the
+       codes of its parents. A concept stays if the level, fitted anew without it, would lose more
+       than its description takes; the fit that is worth most of some starts is kept.
     4. Edges are the smallest parent sets that keep the fit (:mod:`compute.graphs`).
 
     Examples
@@ -134,8 +138,8 @@ class HierarchicalSelectionModel(Estimator):
                 batch_size=min(_BATCH_ROWS, n),
             )
             parts = below if self.coupled else None
-            level = _start(rows[sample], first, parts, most)
-            level.refine(rows[sample], parts, self.rounds, n, most)
+            starts = _starts(rows[sample], first, parts, most)
+            level = best_fit(starts, rows[sample], parts, self.rounds, n, most)
             fitted.append(level)
             below = level.encode(rows[sample], parts)
         self._levels = fitted
@@ -218,21 +222,33 @@ class HierarchicalSelectionModel(Estimator):
         return rows
 
 
-def _start(x: Tensor, first: Dictionary, parts: FloatArray | None, most: int) -> Level:
-    """A level with the directions to choose from, and the bias that goes with them."""
-    codes = first.encode(x)
+def _starts(x: Tensor, first: Dictionary, parts: FloatArray | None, most: int) -> Iterator[Level]:
+    """Levels to begin with: directions to choose from, and the bias that goes with them.
+
+    Compositions of the parts are ranked by their evidence, but how many of them are true is not
+    known before a fit; the fits from some numbers of them are compared.
+    """
+    own = first.directions
+    if parts is None:
+        yield Level.start(x, own, _bias(x, first.encode(x)))
+        return
+    found = pure_directions(parts, x.numpy(), int(_MOST_PURE * most))
+    pure, bias = torch.from_numpy(found.directions), torch.from_numpy(found.bias)
+    if not len(pure):
+        yield Level.start(x, own, _bias(x, first.encode(x)))
+        return
+    for share, same in _STARTS:
+        some = pure[: max(1, int(share * most))]
+        new = (own @ some.T).amax(1) < same
+        yield Level.start(x, torch.cat([some, own[new]])[: int(_CHOICE * most)], bias)
+
+
+def _bias(x: Tensor, codes: Tensor) -> Tensor:
+    """What a row (d,) is without active concepts, by least squares."""
     design = torch.cat([codes, torch.ones(len(x), 1)], 1).double()
     ridge = 1e-3 * torch.eye(design.shape[1], dtype=torch.float64)
-    bias = torch.linalg.solve(design.T @ design + ridge, design.T @ x.double())[-1].float()
-    directions = first.directions
-    if parts is not None:
-        found = pure_directions(parts, x.numpy(), int(1.5 * most))
-        if len(found.directions):
-            pure = torch.from_numpy(found.directions)
-            new = (directions @ pure.T).amax(1) < _SAME
-            directions = torch.cat([pure, directions[new]])[: int(_CHOICE * most)]
-            bias = torch.from_numpy(found.bias)
-    return Level.start(x, directions, bias)
+    solution: Tensor = torch.linalg.solve(design.T @ design + ridge, design.T @ x.double())
+    return solution[-1].float()
 
 
 def _dense(matrix: Any) -> NDArray[Any]:

@@ -1,16 +1,13 @@
-"""One level of a hierarchical selection model: its concepts, and how they are refined.
+"""One level of a hierarchical selection model: its concepts, and their fit to given codes.
 
-Refinement alternates between the codes of a sample of rows, given everything else, and everything
-else, given the codes: directions and bias by least squares, the noise by what is left, the prior
-by the frequencies – of each concept by itself or, below a gate, of each pattern of its parents.
-Between rounds, concepts that the data do not need are dropped: minimality in number.
+Directions and bias are fitted by least squares, the noise by what is left, the prior by the
+frequencies – of each concept by itself or, above a level, of each pattern of its parents.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from heapq import heapify, heappop, heappush
-from math import isclose
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from compute.graphs import EdgeRecovery, recover_edges
-from compute.selection.coding import Posterior, Slab, posterior_codes
+from compute.selection.coding import Slab, posterior_codes
 from compute.selection.gates import FloatArray, Gates, fit_gates
 
 # Refinement starts as if this share of the variance were noise, and as if concepts were active in
@@ -27,11 +24,15 @@ _FIRST_NOISE = 0.1
 _FIRST_LOG_ODDS = -2.5
 _LEAST_NOISE = 1e-6
 # Concepts active in fewer rows of the sample than this keep their directions.
-_LEAST_ACTIVE = 5
-# Active rows on which dropping a concept is tried.
-_TRIAL_ROWS = 256
-_UNLIKE = 0.5
+LEAST_ACTIVE = 5
 _BLOCK_ROWS = 8192
+
+
+class Likelihood(NamedTuple):
+    """Codes (n, c), and the log probability of rows and codes: one number."""
+
+    codes: Tensor
+    total: float
 
 
 @dataclass
@@ -87,29 +88,6 @@ class Level:
             found.append(posterior.codes.numpy())
         return np.concatenate(found)
 
-    def refine(
-        self, x: Tensor, below: FloatArray | None, rounds: int, n_total: int, most: int
-    ) -> None:
-        """Refine on a sample ``x`` (n, d) of ``n_total`` rows, given ``below`` (n, p) if there is.
-
-        A concept must save its description: half the logarithm of the number of rows for each of
-        its numbers (Schwarz 1978), its direction, frequency, strength and spread. At the end there
-        are ``most`` concepts or fewer.
-        """
-        price = 0.5 * (x.shape[1] + 3) * float(np.log(n_total)) * len(x) / n_total
-        z: Tensor | None = None
-        # What is left after the last drop is settled for one more round.
-        last = max(rounds - 2, 0)
-        for number in range(rounds):
-            prior = self.prior(below)
-            posterior = posterior_codes(x - self.bias, self.directions, self.noise, prior, z)
-            z = posterior.codes
-            if number % 3 == 2 or number == last:
-                bound = most if number >= last else self.n_concepts
-                z = self._drop_unneeded(x - self.bias, prior, posterior, price, bound)
-            z = self._fit_directions(x, z)
-            self._fit_prior(z, below if number > 0 else None)
-
     def keep(self, kept: NDArray[np.int64]) -> None:
         """Keep some concepts only; gates have to be fitted anew."""
         index = torch.from_numpy(kept)
@@ -117,7 +95,17 @@ class Level:
         self.slab = Slab(*(field[index] for field in self.slab))
         self.gates = None
 
-    def _fit_directions(self, x: Tensor, z: Tensor) -> Tensor:
+    def likelihood(self, x: Tensor, below: FloatArray | None, start: Tensor) -> Likelihood:
+        """Codes of rows (n, d) from a start (n, c), and the log probability of both together."""
+        prior = self.prior(below)
+        centred = x - self.bias
+        codes, score = posterior_codes(centred, self.directions, self.noise, prior, start)
+        total = float(score.double().sum()) - float(inactive(prior, codes).sum())
+        total -= float(centred.double().square().sum()) / (2 * self.noise)
+        total -= 0.5 * x.numel() * float(np.log(2 * np.pi * self.noise))
+        return Likelihood(codes, total)
+
+    def fit_directions(self, x: Tensor, z: Tensor) -> Tensor:
         """Least squares for directions and bias; returns the codes that go with unit directions."""
         n, c = z.shape
         design = torch.cat([z, torch.ones(n, 1)], 1).double()
@@ -125,7 +113,7 @@ class Level:
         solution = torch.linalg.solve(design.T @ design + ridge, design.T @ x.double()).float()
         active = (z > 0).sum(0)
         norms = torch.linalg.vector_norm(solution[:c], dim=1)
-        seen = (active >= _LEAST_ACTIVE) & (norms > 1e-6)
+        seen = (active >= LEAST_ACTIVE) & (norms > 1e-6)
         unit = solution[:c] / norms.clamp(min=1e-12)[:, None]
         self.directions = torch.where(seen[:, None], unit, self.directions)
         self.bias = solution[c]
@@ -136,7 +124,8 @@ class Level:
         self.noise = max(float(left.square().sum()) / free, _LEAST_NOISE * max(power, 1e-12))
         return z
 
-    def _fit_prior(self, z: Tensor, below: FloatArray | None) -> None:
+    def fit_prior(self, z: Tensor, below: FloatArray | None) -> None:
+        """The prior by the frequencies of codes (n, c), given codes (n, p) of the level below."""
         codes = z.numpy()
         active = codes > 0
         share = (active.sum(0) + 0.5) / (len(codes) + 1.0)
@@ -151,56 +140,14 @@ class Level:
         log_odds = np.log(share / (1.0 - share)).astype(np.float32)
         self.slab = Slab(*(torch.from_numpy(field) for field in (log_odds, mean, spread)))
 
-    def _drop_unneeded(
-        self, x: Tensor, prior: Slab, posterior: Posterior, price: float, most: int
-    ) -> Tensor:
-        """Drop concepts without which rows are explained as well, the least needed first.
 
-        What a concept is needed for only grows as others go, so a loss that was measured earlier
-        is a lower bound, and only the smallest has to be measured again.
-        """
-        z, score = posterior.codes.clone(), posterior.score.clone()
-        log_odds = prior.log_odds.clone()
-        pull = (x - z @ self.directions) @ self.directions.T + z / 2
-        worth = (z * pull).sum(0) / self.noise
-        likeness = self.directions @ self.directions.T
-        likeness.fill_diagonal_(0.0)
-        # Others can only stand in for a concept that is like them.
-        unlike = (likeness.amax(1) <= _UNLIKE) & (worth > worth.median())
+def inactive(prior: Slab, codes: Tensor) -> Tensor:
+    """Per concept (c,), what a prior pays over all rows of codes (n, c) to say ``not active``.
 
-        def loss(j: int) -> float:
-            active = (z[:, j] > 0).nonzero()[:, 0]
-            if len(active) < _LEAST_ACTIVE:
-                return 0.0
-            some = active[:: max(1, len(active) // _TRIAL_ROWS)]
-            trial = self._without(j, x, z, prior._replace(log_odds=log_odds), some)
-            return float((score[some] - trial.score).sum()) * len(active) / len(some)
-
-        queue = [(float(worth[j]) if unlike[j] else loss(j), j) for j in range(self.n_concepts)]
-        heapify(queue)
-        while len(queue) > 1:
-            _, j = heappop(queue)
-            now = loss(j)
-            if now > queue[0][0] and not isclose(now, queue[0][0]):
-                heappush(queue, (now, j))
-                continue
-            if now >= price and len(queue) + 1 <= most:
-                heappush(queue, (now, j))
-                break
-            active = (z[:, j] > 0).nonzero()[:, 0]
-            rest = self._without(j, x, z, prior._replace(log_odds=log_odds), active)
-            z[active], score[active] = rest.codes, rest.score
-            log_odds[..., j] = -torch.inf
-        kept = np.sort(np.array([j for _, j in queue], dtype=np.int64))
-        self.keep(kept)
-        return z[:, torch.from_numpy(kept)]
-
-    def _without(self, j: int, x: Tensor, z: Tensor, prior: Slab, rows: Tensor) -> Posterior:
-        start = z[rows].clone()
-        start[:, j] = 0.0
-        return posterior_codes(
-            x[rows], self.directions, self.noise, prior.rows(rows).without(j), start
-        )
+    Posteriors are against no active concept, so this is what they leave out.
+    """
+    log_odds = prior.log_odds.expand(codes.shape)
+    return torch.nn.functional.softplus(log_odds.double()).sum(0)
 
 
 def strongest_parents(edges: EdgeRecovery) -> list[NDArray[np.int64]]:

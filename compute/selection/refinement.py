@@ -1,0 +1,208 @@
+"""The fit of one level: codes and everything else in turn, and the fewest concepts that keep it.
+
+Refinement alternates between the codes of a sample of rows, given everything else, and everything
+else, given the codes. Between rounds, concepts that the data do not need are dropped: at first as
+the others stand, which is quick, and in the end only if the level, fitted anew without one, is
+worth as much. What a level is worth is the log probability of rows and codes, less what its
+concepts take to describe; it also decides between fits from different starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from heapq import heapify, heappop, heappush
+from math import isclose
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from compute.selection.coding import Posterior, Slab, posterior_codes
+from compute.selection.gates import FloatArray
+from compute.selection.level import LEAST_ACTIVE, Level, inactive
+
+# Active rows on which dropping a concept is tried: a few, and more where these leave a doubt.
+_TRIAL_ROWS = (32, 256)
+_CLEAR = 10.0
+# Changes of a row in which others must stand in for a dropped concept: a merged pair takes three.
+# What is truly missed would be approached by ever more concepts, and its loss stays large.
+_TRIAL_STEPS = 24
+_UNLIKE = 0.5
+# Least needed concepts without which the level is fitted anew before it is called minimal.
+_REFITS = 4
+_REFIT_ROUNDS = 2
+
+
+def best_fit(
+    starts: Iterable[Level],
+    x: Tensor,
+    below: FloatArray | None,
+    rounds: int,
+    n_total: int,
+    most: int,
+) -> Level:
+    """The level that is worth most of those refined from ``starts``; see :func:`refine`."""
+    best: tuple[float, Level] | None = None
+    for level in starts:
+        worth = refine(level, x, below, rounds, n_total, most)
+        if best is None or worth > best[0]:
+            best = worth, level
+    if best is None:
+        raise ValueError("starts is empty; give at least one level to begin with.")
+    return best[1]
+
+
+def refine(
+    level: Level, x: Tensor, below: FloatArray | None, rounds: int, n_total: int, most: int
+) -> float:
+    """Refine a level in place on a sample of rows; afterwards it has ``most`` concepts or fewer.
+
+    A concept must save its description: half the logarithm of the number of rows for each of its
+    numbers (Schwarz 1978), its direction, frequency, strength and spread.
+
+    Parameters
+    ----------
+    x : (n, d) sample of the ``n_total`` rows
+    below : (n, p) codes of the level below, if there is one
+    rounds : of codes, directions and prior in turn
+
+    Returns
+    -------
+    What the level is worth: log probability of rows and codes, less the description.
+    """
+    # The sample speaks for all rows, so it pays its share of the description.
+    price = 0.5 * (x.shape[1] + 3) * float(np.log(n_total)) * len(x) / n_total
+    z: Tensor | None = None
+    # What is left after the last drop is settled for one more round.
+    last = max(rounds - 2, 0)
+    for number in range(rounds):
+        prior = level.prior(below)
+        posterior = posterior_codes(x - level.bias, level.directions, level.noise, prior, z)
+        z = posterior.codes
+        if number % 3 == 2 or number == last:
+            bound = most if number >= last else level.n_concepts
+            elimination = _Elimination(level, x, prior, posterior)
+            z = elimination.run(price, bound)
+        z = level.fit_directions(x, z)
+        level.fit_prior(z, below if number > 0 else None)
+    assert z is not None
+    return _simplify(level, x, below, z, price)
+
+
+def _simplify(
+    level: Level, x: Tensor, below: FloatArray | None, start: Tensor, price: float
+) -> float:
+    """Drop concepts in place as long as the level, fitted anew without one, is worth as much.
+
+    Others were fitted beside a concept that they could stand in for: what they lack for its rows
+    at first, they may make up for when fitted without it. Returns the worth.
+    """
+    z, total = level.likelihood(x, below, start)
+    names = np.arange(level.n_concepts)
+    refused: set[int] = set()
+    dropped = True
+    while dropped and level.n_concepts > 1:
+        dropped = False
+        prior = level.prior(below)
+        posterior = posterior_codes(x - level.bias, level.directions, level.noise, prior, z)
+        elimination = _Elimination(level, x, prior, posterior)
+        losses = [elimination.loss(j, price) for j in range(level.n_concepts)]
+        order = [int(j) for j in np.argsort(losses) if names[j] not in refused]
+        for j in order[:_REFITS]:
+            left = np.delete(np.arange(level.n_concepts), j)
+            codes = elimination.codes_without(j)[:, torch.from_numpy(left)]
+            trial = replace(level)
+            trial.keep(left)
+            value = -np.inf
+            for _ in range(_REFIT_ROUNDS):
+                codes = trial.fit_directions(x, codes)
+                trial.fit_prior(codes, below)
+                codes, value = trial.likelihood(x, below, codes)
+            if total - value < price:
+                vars(level).update(vars(trial))
+                z, total, names, dropped = codes, value, names[left], True
+                break
+            refused.add(int(names[j]))
+    return total - price * level.n_concepts
+
+
+class _Elimination:
+    """Concepts of a level leave one by one; directions, noise and prior stay as they are."""
+
+    def __init__(self, level: Level, x: Tensor, prior: Slab, posterior: Posterior) -> None:
+        self.level = level
+        self.x = x - level.bias
+        self.z, self.score = posterior.codes.clone(), posterior.score.clone()
+        self.prior = prior._replace(log_odds=prior.log_odds.clone())
+        # The prior of a concept that is gone need not say where it is inactive.
+        self.saved = inactive(prior, self.z)
+
+    def run(self, price: float, most: int) -> Tensor:
+        """Drop what is worth less than ``price``, and down to ``most``, the least needed first.
+
+        What a concept is needed for only grows as others go, so a loss that was measured earlier
+        is a lower bound, and only the smallest has to be measured again. Returns the codes.
+        """
+        level = self.level
+        pull = (self.x - self.z @ level.directions) @ level.directions.T + self.z / 2
+        worth = (self.z * pull).sum(0) / level.noise
+        likeness = level.directions @ level.directions.T
+        likeness.fill_diagonal_(0.0)
+        # Others can only stand in for a concept that is like them.
+        unlike = (likeness.amax(1) <= _UNLIKE) & (worth > worth.median())
+        queue = [
+            (float(worth[j]) if unlike[j] else self.loss(j, price), j)
+            for j in range(level.n_concepts)
+        ]
+        heapify(queue)
+        while len(queue) > 1:
+            _, j = heappop(queue)
+            now = self.loss(j, price)
+            if now > queue[0][0] and not isclose(now, queue[0][0]):
+                heappush(queue, (now, j))
+                continue
+            if now >= price and len(queue) + 1 <= most:
+                heappush(queue, (now, j))
+                break
+            active = self._active(j)
+            rest = self._without(j, active)
+            self.z[active], self.score[active] = rest
+            self.prior.log_odds[..., j] = -torch.inf
+        kept = np.sort(np.array([j for _, j in queue], dtype=np.int64))
+        level.keep(kept)
+        return self.z[:, torch.from_numpy(kept)]
+
+    def loss(self, j: int, price: float) -> float:
+        """What all rows lose without a concept; roughly where it is clearly above ``price``."""
+        active = self._active(j)
+        saved = float(self.saved[j])
+        if len(active) < LEAST_ACTIVE:
+            return -saved
+        missed = 0.0
+        for count in _TRIAL_ROWS:
+            some = active[:: max(1, len(active) // count)]
+            left = self._without(j, some).score
+            missed = float((self.score[some] - left).sum()) * len(active) / len(some)
+            if missed - saved > _CLEAR * price:
+                break
+        return missed - saved
+
+    def codes_without(self, j: int) -> Tensor:
+        """Codes (n, c) with others in the place of one concept."""
+        codes = self.z.clone()
+        active = self._active(j)
+        codes[active] = self._without(j, active).codes
+        return codes
+
+    def _active(self, j: int) -> Tensor:
+        return (self.z[:, j] > 0).nonzero()[:, 0]
+
+    def _without(self, j: int, rows: Tensor) -> Posterior:
+        start = self.z[rows].clone()
+        start[:, j] = 0.0
+        prior = self.prior.rows(rows).without(j)
+        level = self.level
+        return posterior_codes(
+            self.x[rows], level.directions, level.noise, prior, start, _TRIAL_STEPS
+        )
