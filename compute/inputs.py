@@ -36,7 +36,7 @@ def read_documents(settings: InputSettings) -> list[Document]:
     """
     source = settings.source
     if source.startswith("builtin:"):
-        found = list(_builtin(source))
+        found = list(_builtin(source, settings.count or ENDLESS_COUNT))
     else:
         found = [d for path in _files(source, "text") for d in _read(path, settings.column)]
     return _with_text(found, source, "text")
@@ -108,10 +108,17 @@ def documents_hash(documents: list[Document]) -> str:
     return state.hexdigest()
 
 
-def _builtin(name: str) -> Iterator[Document]:
+def _builtin(name: str, count: int) -> Iterator[Document]:
+    if name == "builtin:grammar":
+        from compute.worlds.grammar import GrammarWorld
+
+        # Texts of seed 1 are among those that no training saw.
+        for i, text in enumerate(GrammarWorld().texts(count, seed=1)):
+            yield Document(f"text {i}", text)
+        return
     if name != "builtin:python-topics":
         raise ValueError(
-            f"inputs.text {name!r} is unknown: the only built-in text is 'builtin:python-topics'."
+            f"inputs.text {name!r} is unknown: use 'builtin:python-topics' or 'builtin:grammar'."
         )
     import pydoc_data.topics as module
 

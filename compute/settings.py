@@ -58,7 +58,8 @@ class InputSettings(_Settings):
     """What the model reads: one of text, prompts and images."""
 
     text: str | None = Field(None, min_length=1)
-    """A .txt, .md, .jsonl or .parquet file, a folder of them, or `builtin:python-topics`."""
+    """A .txt, .md, .jsonl or .parquet file, a folder of them, `builtin:python-topics`, or
+    `builtin:grammar`."""
 
     prompts: str | None = Field(None, min_length=1)
     """Prompts that a diffusion model draws, read along the denoising trajectory: a file with one a
@@ -73,7 +74,8 @@ class InputSettings(_Settings):
 
     count: int | None = Field(None, ge=2)
     """Images or drawings in all. Prompts are drawn again from other noise where there are fewer; by
-    default every prompt and every image is taken once, and 2,000 of a source without end."""
+    default every prompt and every image is taken once, and 2,000 of a source without end. Of texts
+    it says how many `builtin:grammar` gives."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:

@@ -64,7 +64,7 @@ def run(recipe: RecipeArgument, settings: SetOption = [], store: StoreOption = N
     """Run a recipe: extract, learn, encode, recover, publish.
 
     What is done already is not done again; what was interrupted goes on where it stopped.
-    `train-sprites` and `train-digits` train the models that come with Strata anew.
+    `train-sprites`, `train-digits` and `train-grammar` train the models that come with Strata anew.
     """
     if recipe in TRAININGS:
         training = load_training(recipe, _settings(settings, store))

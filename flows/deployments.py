@@ -56,6 +56,7 @@ DEPLOYMENTS = (
     Deployed("flows.stages.recover", ("strata", "stage")),
     Deployed("flows.training.train_sprites", ("strata", "training")),
     Deployed("flows.training.train_digits", ("strata", "training")),
+    Deployed("flows.training.train_grammar", ("strata", "training")),
     Deployed("flows.steering.steer", ("strata", "steering")),
     Deployed("flows.consumer.consume", ("strata", "consumer"), on_publication=True),
 )

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from compute.models.training_settings import DigitSettings, SpriteSettings
+from compute.models.training_settings import DigitSettings, GrammarSettings, SpriteSettings
 from flows.recipe import BadInput, with_settings
 from storage.locations import Location
 
-__all__ = ["TRAININGS", "DigitTraining", "SpriteTraining", "load_training"]
+__all__ = ["TRAININGS", "DigitTraining", "GrammarTraining", "SpriteTraining", "load_training"]
 
 
 class SpriteTraining(SpriteSettings):
@@ -44,13 +44,29 @@ class DigitTraining(DigitSettings):
     """Steps between checkpoints."""
 
 
-TRAININGS: dict[str, type[SpriteTraining] | type[DigitTraining]] = {
+class GrammarTraining(GrammarSettings):
+    """One training of the language model of a grammar world."""
+
+    store: str = Field(default_factory=lambda: os.environ.get("STRATA_STORE", ".strata"))
+    """Where results lie: a folder or a URL such as s3://bucket/prefix."""
+
+    texts: int = Field(500, ge=1, le=100_000)
+    """Texts that the model writes for the score."""
+
+    checkpoint_every: int = Field(100, ge=1)
+    """Steps between checkpoints."""
+
+
+Training = SpriteTraining | DigitTraining | GrammarTraining
+
+TRAININGS: dict[str, type[Training]] = {
     "train-sprites": SpriteTraining,
     "train-digits": DigitTraining,
+    "train-grammar": GrammarTraining,
 }
 
 
-def load_training(name: str, settings: Sequence[str] = ()) -> SpriteTraining | DigitTraining:
+def load_training(name: str, settings: Sequence[str] = ()) -> Training:
     """Return a training by its name, with settings such as ``denoiser_steps=100`` applied.
 
     Raises

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,6 +18,7 @@ from compute.cluster import Progress
 from compute.models.training_settings import (
     AutoencoderSettings,
     DigitSettings,
+    GrammarSettings,
     SpriteSettings,
     TextSettings,
 )
@@ -32,8 +33,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "score_digit_model",
+    "score_grammar_model",
     "score_sprite_model",
     "train_digit_model",
+    "train_grammar_model",
     "train_sprite_model",
     "train_sprite_part",
 ]
@@ -105,6 +108,29 @@ def train_digit_model(store: str, settings: DigitSettings, every: int) -> Refere
     return _named(store, "digits", once(store, "train", name, "steps", work))
 
 
+@task(name="train-grammar", task_run_name="train the language model of a grammar")
+def train_grammar_model(store: str, settings: GrammarSettings, every: int) -> Reference:
+    """Train the model, and save it with its tokenizer below the store's models as ``grammar``."""
+    name = fingerprint("train-grammar", TRAIN_VERSION, settings.model_dump(), [])
+
+    def work(location: Location, progress: Progress) -> tuple[str, dict[str, Any]]:
+        from compute.worlds import grammar_model
+
+        def told(step: int, steps: int, loss: float) -> None:
+            progress(step, steps)
+
+        model = grammar_model.train_grammar_model(
+            settings, location / "checkpoint", told, checkpoint_every=every
+        )
+        world = grammar_model.grammar_world(settings)
+        written = _written(
+            lambda folder: grammar_model.save_grammar_model(model, world, folder), location
+        )
+        return written, {"settings": settings.model_dump()}
+
+    return _named(store, "grammar", once(store, "train", name, "steps", work))
+
+
 @task(name="score", task_run_name="score the sprites")
 def score_sprite_model(store: str, model: Reference, drawings: int, guidance: float) -> Reference:
     """Draw held-out captions and read what the drawings show."""
@@ -131,6 +157,37 @@ def score_digit_model(store: str, model: Reference, drawings: int) -> Reference:
         return _Scored(judge_digits(drawn)._asdict(), drawn, [])
 
     return _score(store, model, {"drawings": drawings}, score)
+
+
+@task(name="score", task_run_name="score the model of a grammar")
+def score_grammar_model(
+    store: str, model: Reference, settings: GrammarSettings, texts: int
+) -> Reference:
+    """Let the model write texts and check their sentences."""
+    name = fingerprint("score", SCORE_VERSION, {"texts": texts}, [model.fingerprint])
+
+    def work(location: Location, progress: Progress) -> tuple[str, dict[str, Any]]:
+        from transformers import AutoModelForCausalLM
+
+        from compute.worlds.grammar_model import grammar_world, judge_grammar_model
+
+        with _folder_of(model.location) as folder:
+            loaded = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
+        world = grammar_world(settings)
+        score, written = judge_grammar_model(loaded, world, texts, settings.length)
+        progress(1, 1)
+        location.put("texts.txt", "\n".join(written).encode())
+        return hash_below(location), {"score": score._asdict(), "texts": written[:_SHOWN]}
+
+    reference = once(store, "score", name, "texts", work)
+    told = model.summary["model"]
+    create_table_artifact([reference.summary["score"]], key="score", description=f"Score of {told}")
+    create_markdown_artifact(
+        "\n".join(f"1. {text}" for text in reference.summary["texts"]),
+        key="texts",
+        description="The first texts that the model wrote",
+    )
+    return reference
 
 
 class _Scored(NamedTuple):
@@ -179,8 +236,13 @@ def _save(pipeline: Any, location: Location) -> str:
     """Save a pipeline in half precision below `location`; return the hash of what it wrote."""
     from compute.models.packaged import save_pipeline
 
+    return _written(lambda folder: save_pipeline(pipeline, folder), location)
+
+
+def _written(save: Callable[[Path], None], location: Location) -> str:
+    """Let `save` fill a folder and put it below `location` as ``model``; return its hash."""
     with tempfile.TemporaryDirectory() as folder:
-        save_pipeline(pipeline, Path(folder))
+        save(Path(folder))
         for path in sorted(Path(folder).rglob("*")):
             if path.is_file():
                 location.put(f"model/{path.relative_to(folder).as_posix()}", path.read_bytes())

@@ -6,14 +6,15 @@ trainings that agree on it.
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 __all__ = [
     "AutoencoderSettings",
     "DenoiserSettings",
     "DigitSettings",
+    "GrammarSettings",
     "SpriteSettings",
     "TextSettings",
 ]
@@ -88,3 +89,46 @@ class SpriteSettings(AutoencoderSettings, TextSettings, DenoiserSettings):
 
 class DigitSettings(DenoiserSettings):
     """How the unconditional model of MNIST digits is trained."""
+
+
+class GrammarSettings(_Settings):
+    """How the language model of a grammar world is trained; no text is shown twice."""
+
+    n_symbols: int = Field(16, ge=2, le=10_000)
+    """Symbols of the grammar."""
+
+    n_phrases: int = Field(12, ge=2, le=10_000)
+    """Phrases, each of two or three symbols."""
+
+    n_sentences: int = Field(8, ge=2, le=10_000)
+    """Sentences, each of two or three phrases."""
+
+    layers: int = Field(3, ge=1, le=64)
+    """Blocks of the model."""
+
+    width: int = Field(64, ge=1, le=8192)
+    """Dimension of its residual stream; a multiple of the heads."""
+
+    heads: int = Field(4, ge=1, le=64)
+    """Attention heads of each block."""
+
+    length: int = Field(32, ge=2, le=4096)
+    """Tokens of a text."""
+
+    steps: int = Field(600, ge=1, le=1_000_000)
+    """Optimiser steps."""
+
+    batch: int = Field(64, ge=1, le=4096)
+    """Texts per step."""
+
+    rate: float = Field(3e-3, gt=0, le=1)
+    """Peak learning rate; it rises for a twentieth of the steps and falls along half a cosine."""
+
+    average: float = Field(0.98, ge=0, lt=1)
+    """Decay of the running average of the weights, which is what is kept."""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"width is {self.width}; it must be a multiple of heads={self.heads}")
+        return self

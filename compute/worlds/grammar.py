@@ -123,6 +123,47 @@ class GrammarWorld:
             out[..., 0], out[..., 1], out[..., 2], out[..., 3] > 0, out[..., 4] > 0
         )
 
+    def written(self, sentence: int) -> str:
+        """One sentence as text, without its end mark."""
+        return " ".join(
+            self.vocabulary[i + 1] for p in self.sentences[sentence] for i in self.phrases[p]
+        )
+
+    def texts(self, n: int, length: int = 32, seed: int = 0) -> list[str]:
+        """``n`` texts in writing; see :meth:`sample`."""
+        words = self.vocabulary
+        return [" ".join(words[i] for i in row) for row in self.sample(n, length, seed).tokens]
+
+    def least_loss(self, length: int) -> float:
+        """Fewest nats per token, the first left out, in which any causal reader predicts a text.
+
+        Sentences follow one another independently, so what is left to tell at a position is which
+        of the sentences that agree so far is being read.
+        """
+        scripts = [tuple(row[0] for row in self._script(j)) for j in range(self.n_sentences)]
+        rates = self.sentence_rates
+        # Nats of every position of every sentence, given what is before it.
+        nats = []
+        for script in scripts:
+            own = []
+            for place in range(len(script)):
+                agree = np.array([other[:place] == script[:place] for other in scripts])
+                same = np.array([other[: place + 1] == script[: place + 1] for other in scripts])
+                own.append(-np.log(rates[same].sum() / rates[agree].sum()))
+            nats.append(own)
+        # Expected number of sentences that begin at each position.
+        begins = np.zeros(length)
+        begins[0] = 1.0
+        total = 0.0
+        for place in range(length):
+            for rate, script, own in zip(rates, scripts, nats, strict=True):
+                if place + len(script) < length:
+                    begins[place + len(script)] += begins[place] * rate
+                for offset, lost in enumerate(own[: length - place]):
+                    if place + offset > 0:
+                        total += begins[place] * rate * lost
+        return float(total / (length - 1))
+
     def codes(self, sample: GrammarSample) -> list[NDArray[np.float32]]:
         """What a causal reader can know at each position, one 0/1 matrix per level.
 

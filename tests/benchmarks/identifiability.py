@@ -4,14 +4,17 @@
 
 Every row of ``results/identifiability.csv`` is one method on one world and seed: MCC of parts and
 of wholes (mean |cosine| with the true directions under the best matching; what was not found counts
-0) and the F1 of the edges under that matching. Rows that are there are not computed again. The CSV
-starts with command and machine; ``identifiability.png`` is drawn if matplotlib is there.
+0), the F1 of the edges under that matching, and the error in the number of concepts (sum over
+levels of |found - true|, as a share of the true number). Rows that are there are not computed
+again. The CSV starts with command and machine; ``identifiability.png`` is drawn if matplotlib is
+there.
 
 Worlds have sizes 24 → 10 → 4; every method gets the same rows, the true numbers of concepts, and
 the true mean number of active concepts, rounded up. Edges of all methods but the hierarchical ones,
 which bring their own, are recovered from their codes by ``recover_edges``.
 
 - ``hierarchical``: ``HierarchicalSelectionModel``;
+- ``minimal``: the same, offered twice the true number of concepts at every level;
 - ``uncoupled``: the same with ``coupled=False``, every level by itself;
 - ``independent``: ``fit_dictionary`` per level, at the settings the hierarchical model starts from;
 - ``one dictionary``: one over the rows of all levels; a concept is of the level it serves most;
@@ -43,7 +46,17 @@ from compute.selection import HierarchicalSelectionModel
 from compute.worlds import SelectionWorld
 
 RESULTS = Path(__file__).parent / "results"
-FIELDS = ("world", "method", "seed", "mcc_parts", "mcc_wholes", "edge_f1", "cpu_seconds")
+FIELDS = (
+    "world",
+    "method",
+    "seed",
+    "mcc_parts",
+    "mcc_wholes",
+    "edge_f1",
+    "count_error",
+    "cpu_seconds",
+)
+SCORES = FIELDS[3:6]
 BATCH = 1024
 WORLDS: dict[str, dict] = {
     "mixed gates": {},
@@ -86,9 +99,9 @@ class Answer(NamedTuple):
     edges: list[np.ndarray] | None = None
 
 
-def hierarchical(problem: Problem, coupled: bool = True) -> Answer:
+def hierarchical(problem: Problem, coupled: bool = True, offered: int = 1) -> Answer:
     model = HierarchicalSelectionModel(
-        problem.widths,
+        [offered * width for width in problem.widths],
         problem.k,
         problem.seed,
         steps=problem.scale.steps,
@@ -201,6 +214,7 @@ def factors(problem: Problem, kind: str) -> Answer:
 
 METHODS: dict[str, Callable[[Problem], Answer]] = {
     "hierarchical": hierarchical,
+    "minimal": lambda problem: hierarchical(problem, offered=2),
     "uncoupled": lambda problem: hierarchical(problem, coupled=False),
     "independent": independent,
     "one dictionary": one_dictionary,
@@ -247,6 +261,8 @@ def score(answer: Answer, directions: list[np.ndarray], edges: list[np.ndarray])
         "mcc_parts": mcc[0],
         "mcc_wholes": float(np.mean(mcc[1:])),
         "edge_f1": 2 * hits / max(1, claimed + real),
+        "count_error": sum(abs(len(a) - len(b)) for a, b in zip(answer.directions, directions))
+        / sum(len(true) for true in directions),
     }
 
 
@@ -299,12 +315,13 @@ def summary(rows: list[dict]) -> list[dict]:
     for method in dict.fromkeys(r["method"] for r in rows):
         own = [r for r in rows if r["method"] == method]
         line = {"method": method, "runs": len(own)}
-        for name in FIELDS[3:6]:
+        for name in SCORES:
             line[name] = float(np.mean([r[name] for r in own]))
             pairs = [(ours.get((r["world"], r["seed"])), r) for r in own]
             leads = [a[name] - b[name] for a, b in pairs if a is not None]
             line[f"{name}_lead"] = float(np.mean(leads)) if leads else float("nan")
             line[f"{name}_lead_sd"] = float(np.std(leads)) if leads else float("nan")
+        line["count_error"] = float(np.mean([r["count_error"] for r in own]))
         out.append(line)
     return sorted(out, key=lambda line: -line["mcc_wholes"])
 
@@ -318,7 +335,7 @@ def draw(rows: list[dict], path: Path) -> None:
 
     methods = [line["method"] for line in summary(rows)]
     figure, axes = pyplot.subplots(1, 3, figsize=(12, 4), sharey=True)
-    for axis, name in zip(axes, FIELDS[3:6]):
+    for axis, name in zip(axes, SCORES):
         values = [[r[name] for r in rows if r["method"] == method] for method in methods]
         axis.barh(methods, [np.mean(v) for v in values], xerr=[np.std(v) for v in values])
         axis.set(title=name.replace("_", " "), xlim=(0, 1.05))
@@ -351,7 +368,8 @@ def main(arguments: list[str] | None = None, scale: Scale = SMALL) -> list[dict]
         sys.stdout.write(
             "{method:20} {runs:3}  parts {mcc_parts:.3f}  wholes {mcc_wholes:.3f} "
             "(lead {mcc_wholes_lead:+.3f} ± {mcc_wholes_lead_sd:.3f})  edges {edge_f1:.3f} "
-            "(lead {edge_f1_lead:+.3f} ± {edge_f1_lead_sd:.3f})\n".format(**line)
+            "(lead {edge_f1_lead:+.3f} ± {edge_f1_lead_sd:.3f})  "
+            "count off by {count_error:.3f}\n".format(**line)
         )
     if importlib.util.find_spec("matplotlib"):
         draw(rows, options.out / "identifiability.png")

@@ -3,6 +3,7 @@ import re
 
 import pytest
 from diffusers import DDIMPipeline, StableDiffusionPipeline
+from transformers import AutoTokenizer, GPT2LMHeadModel
 
 from flows.recipe import BadInput
 from flows.training import run_training, train_sprites
@@ -15,6 +16,7 @@ TINY = {
         "denoiser_steps=2", "denoiser_batch=2", "drawings=2",
     ],
     "train-digits": ["denoiser_steps=2", "denoiser_batch=2", "drawings=12"],
+    "train-grammar": ["steps=2", "batch=2", "layers=1", "width=8", "heads=2", "texts=12"],
 }  # fmt: skip
 
 
@@ -35,20 +37,31 @@ def trained(request, tmp_path_factory, prefect_home):
 def test_a_training_leaves_a_standard_folder_and_a_score(trained):
     name, store, done, said = trained
     folder = store / "models" / name.removeprefix("train-")
-    kind = StableDiffusionPipeline if name == "train-sprites" else DDIMPipeline
-    kind.from_pretrained(folder, local_files_only=True)
+    kinds = {
+        "train-sprites": StableDiffusionPipeline,
+        "train-digits": DDIMPipeline,
+        "train-grammar": GPT2LMHeadModel,
+    }
+    kinds[name].from_pretrained(folder, local_files_only=True)
     weights = list(folder.rglob("*.safetensors"))
     assert sum(path.stat().st_size for path in weights) < 10e6
     assert done["score"].summary["score"]["n"] == (2 if name == "train-sprites" else 12)
     assert str(folder) in said[0]
     assert len(said) == 1 + len(done["score"].summary["score"])
-    assert done["score"].location.get("drawings.png").startswith(b"\x89PNG")
+    if name == "train-grammar":
+        texts = done["score"].location.get("texts.txt").decode().splitlines()
+        ids = AutoTokenizer.from_pretrained(folder, local_files_only=True)(texts).input_ids
+        assert [len(own) for own in ids] == [32] * 12
+    else:
+        assert done["score"].location.get("drawings.png").startswith(b"\x89PNG")
 
 
 def test_a_second_training_computes_nothing(trained, monkeypatch):
     name, store, done, _ = trained
     monkeypatch.setattr("compute.models.training_loop.TrainingLoop.run", None)
     monkeypatch.setattr("compute.models.packaged._load", None)
+    monkeypatch.setattr("compute.worlds.grammar_model.train_grammar_model", None)
+    monkeypatch.setattr("compute.worlds.grammar_model.judge_grammar_model", None)
     again = run_training(tiny(name, store), lambda line: None)
     assert again == done
 
@@ -56,7 +69,7 @@ def test_a_second_training_computes_nothing(trained, monkeypatch):
 def test_other_settings_share_the_stages_they_agree_on(trained, prefect_home):
     name, store, done, _ = trained
     if name != "train-sprites":
-        pytest.skip("digits have one stage")
+        pytest.skip("digits and grammars have one stage")
     before = {path.name for path in (store / "train").iterdir()}
     other = train_sprites(tiny(name, store, "denoiser_steps=1"))
     after = {path.name for path in (store / "train").iterdir()}

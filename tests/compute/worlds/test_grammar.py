@@ -1,9 +1,17 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
+from compute.models.training_settings import GrammarSettings
 from compute.worlds import SelectionWorld
-from compute.worlds.grammar_model import GrammarTraining, grammar_activations, train_grammar_model
+from compute.worlds.grammar_model import (
+    grammar_activations,
+    grammar_world,
+    judge_grammar_model,
+    train_grammar_model,
+)
 from storage.locations import Location
 
 
@@ -53,13 +61,11 @@ def test_impossible_worlds_are_refused():
         SelectionWorld.grammar(n_symbols=2, n_phrases=9)
 
 
-def test_an_interrupted_training_ends_in_the_same_weights(world, tmp_path):
-    settings = GrammarTraining(
-        layers=1, width=16, heads=2, length=12, steps=12, batch=8, checkpoint_every=5
-    )
+def test_an_interrupted_training_ends_in_the_same_weights(tmp_path):
+    settings = GrammarSettings(layers=1, width=16, heads=2, length=12, steps=12, batch=8)
     losses = []
     whole = train_grammar_model(
-        world, settings, Location(str(tmp_path / "a")), lambda _s, _n, loss: losses.append(loss)
+        settings, Location(str(tmp_path / "a")), lambda _s, _n, loss: losses.append(loss), 5
     )
     assert losses[-1] < losses[0]
 
@@ -68,9 +74,51 @@ def test_an_interrupted_training_ends_in_the_same_weights(world, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train_grammar_model(world, settings, Location(str(tmp_path / "b")), interrupt)
-    resumed = train_grammar_model(world, settings, Location(str(tmp_path / "b")))
+        train_grammar_model(settings, Location(str(tmp_path / "b")), interrupt, 5)
+    resumed = train_grammar_model(settings, Location(str(tmp_path / "b")), checkpoint_every=5)
     for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b)
+    world = grammar_world(settings)
     levels = grammar_activations(resumed, world.sample(3, length=12).tokens)
     assert [tuple(level.shape) for level in levels] == [(36, 16)] * 2
+
+
+class Knower(torch.nn.Module):
+    """Predicts each next token as well as a reader can who has seen all sentences so far."""
+
+    def __init__(self, world):
+        super().__init__()
+        self.world = world
+
+    def forward(self, input_ids, labels=None):
+        world, words = self.world, self.world.vocabulary
+        scripts = [(*(words.index(w) for w in world.written(j).split()), 0) for j in range(8)]
+        odds = torch.full((*input_ids.shape, len(words)), 1e-9)
+        for row, tokens in enumerate(input_ids.tolist()):
+            said = ()
+            for place, token in enumerate(tokens):
+                said = () if token == 0 else (*said, token)
+                for script, rate in zip(scripts, world.sentence_rates, strict=True):
+                    if script[: len(said)] == said:
+                        odds[row, place, script[len(said)]] += rate
+        logits = (odds / odds.sum(-1, keepdim=True)).log()
+        loss = None
+        if labels is not None:
+            flat = logits[:, :-1].reshape(-1, len(words))
+            loss = torch.nn.functional.cross_entropy(flat, labels[:, 1:].reshape(-1))
+        return SimpleNamespace(logits=logits, loss=loss)
+
+
+def test_who_knows_the_grammar_loses_the_least_and_says_nothing_wrong():
+    world = SelectionWorld.grammar(seed=3)
+    score, texts = judge_grammar_model(Knower(world), world, 400, 24)
+    assert score.loss == pytest.approx(score.least, rel=0.05)
+    assert score.grammatical == 1.0
+    assert score.sentences == 1.0
+    assert len(texts) == 400
+
+    def babble(input_ids, labels=None):
+        logits = torch.zeros(*input_ids.shape, len(world.vocabulary))
+        return SimpleNamespace(logits=logits, loss=torch.tensor(3.0))
+
+    assert judge_grammar_model(babble, world, 400, 24)[0].grammatical < 0.3
