@@ -31,7 +31,8 @@ import importlib.util
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -82,21 +83,39 @@ class Scale(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """What a method is given."""
+    """What a method is given; it fits ``x`` and may be asked for the codes of other rows."""
 
     x: list[np.ndarray]
     widths: tuple[int, ...]
     k: list[int]
     seed: int
     scale: Scale
+    held_out: list[np.ndarray] | None = None
 
 
 class Answer(NamedTuple):
-    """Directions (c_l, d) per level, and edges between levels or codes to recover them from."""
+    """Directions (c_l, d) per level, and edges between levels or codes to recover them from.
+
+    ``held_out`` are the codes of the rows held out, if there are any.
+    """
 
     directions: list[np.ndarray]
     codes: list[np.ndarray] | None = None
     edges: list[np.ndarray] | None = None
+    held_out: list[np.ndarray] | None = None
+
+
+Encoder = Callable[[np.ndarray], np.ndarray]
+
+
+def answer(problem: Problem, directions: list[np.ndarray], encoders: list[Encoder]) -> Answer:
+    """The answer of a method whose levels are encoded each by itself."""
+    other = problem.held_out
+    return Answer(
+        directions,
+        [encode(x) for encode, x in zip(encoders, problem.x)],
+        held_out=None if other is None else [encode(x) for encode, x in zip(encoders, other)],
+    )
 
 
 def hierarchical(problem: Problem, coupled: bool = True, offered: int = 1) -> Answer:
@@ -108,7 +127,11 @@ def hierarchical(problem: Problem, coupled: bool = True, offered: int = 1) -> An
         rounds=problem.scale.rounds,
         coupled=coupled,
     ).fit(problem.x)
-    return Answer([d.directions.numpy() for d in model.dictionaries_], edges=model.edges_)
+    return Answer(
+        [d.directions.numpy() for d in model.dictionaries_],
+        edges=model.edges_,
+        held_out=None if problem.held_out is None else model.transform(problem.held_out),
+    )
 
 
 def independent(problem: Problem) -> Answer:
@@ -118,10 +141,8 @@ def independent(problem: Problem) -> Answer:
         )
         for x, width, k in zip(problem.x, problem.widths, problem.k)
     ]
-    return Answer(
-        [d.directions.numpy() for d in found],
-        [d.encode(x).numpy() for d, x in zip(found, problem.x)],
-    )
+    encoders: list[Encoder] = [lambda x, d=d: d.encode(x).numpy() for d in found]
+    return answer(problem, [d.directions.numpy() for d in found], encoders)
 
 
 def one_dictionary(problem: Problem) -> Answer:
@@ -146,12 +167,15 @@ def random_decoder(problem: Problem) -> Answer:
     rng = np.random.default_rng(problem.seed)
     directions = [rng.normal(size=(w, x.shape[1])) for w, x in zip(problem.widths, problem.x)]
     directions = [d / np.linalg.norm(d, axis=1, keepdims=True) for d in directions]
-    codes = []
-    for x, d, k in zip(problem.x, directions, problem.k):
-        pull = (x - x.mean(0)) @ d.T
+
+    def encode(x: np.ndarray, d: np.ndarray, middle: np.ndarray, k: int) -> np.ndarray:
+        pull = (x - middle) @ d.T
         bar = np.partition(pull, -k, axis=1)[:, -k, None]
-        codes.append(np.where(pull >= bar, np.maximum(pull, 0), 0))
-    return Answer(directions, codes)
+        return np.where(pull >= bar, np.maximum(pull, 0), 0)
+
+    own = zip(directions, problem.x, problem.k)
+    encoders = [partial(encode, d=d, middle=x.mean(0), k=k) for d, x, k in own]
+    return answer(problem, directions, encoders)
 
 
 def saelens(problem: Problem, kind: str) -> Answer:
@@ -162,7 +186,11 @@ def saelens(problem: Problem, kind: str) -> Answer:
     from sae_lens.saes.sae import TrainStepInput
     from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
 
-    directions, codes = [], []
+    @torch.no_grad()
+    def encode(x: np.ndarray, sae: torch.nn.Module, mean: torch.Tensor, scale: float) -> np.ndarray:
+        return sae.encode((torch.from_numpy(x) - mean) / scale).numpy()
+
+    directions, encoders = [], []
     for x, width, k in zip(problem.x, problem.widths, problem.k):
         torch.manual_seed(problem.seed)
         own = {"d_in": x.shape[1], "d_sae": width, "k": k}
@@ -186,30 +214,30 @@ def saelens(problem: Problem, kind: str) -> Answer:
             out.loss.backward()
             optimiser.step()
             idle = torch.where((out.feature_acts > 0).any(0), 0.0, idle + 1)
-        with torch.no_grad():
-            codes.append(sae.encode((rows - mean) / scale).numpy())
-            directions.append(sae.W_dec.detach().numpy())
-    return Answer(directions, codes)
+        encoders.append(partial(encode, sae=sae, mean=mean, scale=scale))
+        directions.append(sae.W_dec.detach().numpy())
+    return answer(problem, directions, encoders)
 
 
 def factors(problem: Problem, kind: str) -> Answer:
     from sklearn.decomposition import NMF, PCA, FastICA
 
-    directions, codes = [], []
+    directions, encoders = [], []
     for x, width in zip(problem.x, problem.widths):
         rank = min(width, x.shape[1])
         if kind == "nmf":
             # Activations have both signs; their positive part is what NMF can be given.
             estimator = NMF(rank, init="nndsvda", random_state=problem.seed, max_iter=400)
-            rows = np.maximum(x, 0)
+            estimator.fit(np.maximum(x, 0))
+            encoders.append(lambda rows, nmf=estimator: nmf.transform(np.maximum(rows, 0)))
         else:
             chosen = PCA if kind == "pca" else FastICA
-            estimator, rows = chosen(rank, random_state=problem.seed), x
-        codes.append(estimator.fit_transform(rows))
+            estimator = chosen(rank, random_state=problem.seed).fit(x)
+            encoders.append(estimator.transform)
         directions.append(
             estimator.mixing_.T if kind == "ica" else np.asarray(estimator.components_)
         )
-    return Answer(directions, codes)
+    return answer(problem, directions, encoders)
 
 
 METHODS: dict[str, Callable[[Problem], Answer]] = {
@@ -272,31 +300,31 @@ def run(world_name: str, method: str, seed: int, scale: Scale) -> dict:
     rows = world.sample(scale.rows, seed=seed)
     k = [max(1, int(np.ceil((z > 0).sum(1).mean()))) for z in rows.codes]
     started = time.process_time()
-    answer = METHODS[method](Problem(rows.activations, world.sizes, k, seed, scale))
-    scores = score(answer, world.directions, world.edges)
+    found = METHODS[method](Problem(rows.activations, world.sizes, k, seed, scale))
+    scores = score(found, world.directions, world.edges)
     seconds = time.process_time() - started
     return {"world": world_name, "method": method, "seed": seed, **scores, "cpu_seconds": seconds}
 
 
-def read(path: Path) -> list[dict]:
+def read(path: Path, fields: Sequence[str] = FIELDS) -> list[dict]:
     """Rows of an earlier run; none if there was none."""
     if not path.is_file():
         return []
     lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
     return [
-        row | {name: float(row[name]) for name in FIELDS[3:]} | {"seed": int(row["seed"])}
+        row | {name: float(row[name]) for name in fields[3:]} | {"seed": int(row["seed"])}
         for row in csv.DictReader(lines)
     ]
 
 
-def write(path: Path, rows: list[dict]) -> None:
+def write(path: Path, rows: list[dict], fields: Sequence[str] = FIELDS) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     with temporary.open("w", newline="") as file:
         file.write(f"# python {' '.join(sys.argv)}\n# {platform.platform()}, {cpu()}\n")
-        writer = csv.DictWriter(file, FIELDS)
+        writer = csv.DictWriter(file, fields)
         writer.writeheader()
-        for row in sorted(rows, key=lambda r: (r["world"], r["method"], r["seed"])):
+        for row in sorted(rows, key=lambda r: [r[name] for name in fields[:3]]):
             writer.writerow({k: f"{v:.4f}" if isinstance(v, float) else v for k, v in row.items()})
     temporary.replace(path)
 
