@@ -69,7 +69,8 @@ class HierarchicalSelectionModel(Estimator):
     -----
     The model is ``x_l = b_l + z_l W_l + noise`` with ``z_{l+1,j} = g_j(z_{l,pa(j)}, noise)``:
 
-    1. Every level gets a dictionary of its own.
+    1. Every level gets a dictionary of its own, of twice as many directions as concepts are asked
+       for: with no more than there are, some merge two and never part again.
     2. From the lowest level up, the directions to choose from are widened by those that
        compositions of the parts point to (:mod:`compute.selection.gates`).
     3. Codes, directions, parents and gates are refined in turn
@@ -130,7 +131,7 @@ class HierarchicalSelectionModel(Estimator):
         for rows, most, k in zip(x, widths, active, strict=True):
             first = fit_dictionary(
                 rows,
-                most,
+                int(_CHOICE * most),
                 k,
                 self.steps,
                 self.seed,

@@ -16,6 +16,7 @@ from math import isclose
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from compute.selection.coding import Posterior, Slab, posterior_codes
@@ -32,6 +33,8 @@ _UNLIKE = 0.5
 # Least needed concepts without which the level is fitted anew before it is called minimal.
 _REFITS = 4
 _REFIT_ROUNDS = 2
+# Concepts with which the last refits begin, as a multiple of the most that may stay.
+_ROOM = 1.25
 
 
 def best_fit(
@@ -81,22 +84,22 @@ def refine(
         posterior = posterior_codes(x - level.bias, level.directions, level.noise, prior, z)
         z = posterior.codes
         if number % 3 == 2 or number == last:
-            bound = most if number >= last else level.n_concepts
-            elimination = _Elimination(level, x, prior, posterior)
-            z = elimination.run(price, bound)
+            bound = int(_ROOM * most) + 1 if number >= last else level.n_concepts
+            z = _Elimination(level, x, prior, posterior).run(price, bound)
         z = level.fit_directions(x, z)
         level.fit_prior(z, below if number > 0 else None)
     assert z is not None
-    return _simplify(level, x, below, z, price)
+    return _simplify(level, x, below, z, price, most)
 
 
 def _simplify(
-    level: Level, x: Tensor, below: FloatArray | None, start: Tensor, price: float
+    level: Level, x: Tensor, below: FloatArray | None, start: Tensor, price: float, most: int
 ) -> float:
     """Drop concepts in place as long as the level, fitted anew without one, is worth as much.
 
     Others were fitted beside a concept that they could stand in for: what they lack for its rows
-    at first, they may make up for when fitted without it. Returns the worth.
+    at first, they may make up for when fitted without it. Then down to ``most``, whatever it
+    costs. Returns the worth.
     """
     z, total = level.likelihood(x, below, start)
     names = np.arange(level.n_concepts)
@@ -108,7 +111,9 @@ def _simplify(
         posterior = posterior_codes(x - level.bias, level.directions, level.noise, prior, z)
         elimination = _Elimination(level, x, prior, posterior)
         losses = [elimination.loss(j, price) for j in range(level.n_concepts)]
-        order = [int(j) for j in np.argsort(losses) if names[j] not in refused]
+        crowded = level.n_concepts > most
+        order = [int(j) for j in np.argsort(losses) if crowded or names[j] not in refused]
+        best: tuple[float, Level, Tensor, NDArray[np.int64]] | None = None
         for j in order[:_REFITS]:
             left = np.delete(np.arange(level.n_concepts), j)
             codes = elimination.codes_without(j)[:, torch.from_numpy(left)]
@@ -119,11 +124,15 @@ def _simplify(
                 codes = trial.fit_directions(x, codes)
                 trial.fit_prior(codes, below)
                 codes, value = trial.likelihood(x, below, codes)
+            if best is None or value > best[0]:
+                best = value, trial, codes, names[left]
             if total - value < price:
-                vars(level).update(vars(trial))
-                z, total, names, dropped = codes, value, names[left], True
                 break
             refused.add(int(names[j]))
+        if best is not None and (total - best[0] < price or crowded):
+            total, trial, z, names = best
+            vars(level).update(vars(trial))
+            dropped = True
     return total - price * level.n_concepts
 
 
