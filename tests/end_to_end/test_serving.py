@@ -42,7 +42,7 @@ def server(tmp_path_factory):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    api = httpx.Client(base_url=environment["PREFECT_API_URL"], timeout=30)
+    api = httpx.Client(base_url=environment["PREFECT_API_URL"], timeout=120)
 
     def healthy():
         try:

@@ -13,7 +13,8 @@ def test_automations_replace_themselves_and_want_a_block_that_exists(prefect_hom
     from flows.recipe import BadInput
 
     hook = CustomWebhookNotificationBlock(name="hook", url="http://127.0.0.1:9/", method="POST")
-    hook.save("operators", overwrite=True)
+    # Told so, as the browser's tests leave an event loop behind in which it would not wait.
+    hook.save("operators", overwrite=True, _sync=True)
     with get_client(sync_client=True) as client:
 
         def registered():

@@ -111,14 +111,14 @@ class Knower(torch.nn.Module):
 
 def test_who_knows_the_grammar_loses_the_least_and_says_nothing_wrong():
     world = SelectionWorld.grammar(seed=3)
-    score, texts = judge_grammar_model(Knower(world), world, 400, 24)
-    assert score.loss == pytest.approx(score.least, rel=0.05)
+    score, texts = judge_grammar_model(Knower(world), world, 100, 24)
+    assert score.loss == pytest.approx(score.least, rel=0.1)
     assert score.grammatical == 1.0
     assert score.sentences == 1.0
-    assert len(texts) == 400
+    assert len(texts) == 100
 
     def babble(input_ids, labels=None):
         logits = torch.zeros(*input_ids.shape, len(world.vocabulary))
         return SimpleNamespace(logits=logits, loss=torch.tensor(3.0))
 
-    assert judge_grammar_model(babble, world, 400, 24)[0].grammatical < 0.3
+    assert judge_grammar_model(babble, world, 100, 24)[0].grammatical < 0.3
