@@ -7,7 +7,7 @@ def test_every_method_is_scored(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(Path(__file__).parent)
     import large_world
 
-    asked = ["--rows", "600", "--steps", "20", "--seeds", "2", "--parts", "32", "--threads", "1"]
+    asked = ["--rows", "2000", "--steps", "80", "--seeds", "2", "--parts", "32", "--threads", "1"]
     asked += ["--methods", "independent", "random decoder", "--out", str(tmp_path)]
     rows = large_world.main(asked)
     by_method = {method: [r for r in rows if r["method"] == method] for method in asked[10:12]}
