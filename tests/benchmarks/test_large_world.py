@@ -10,7 +10,7 @@ def test_every_method_is_scored(monkeypatch, tmp_path):
     asked = ["--rows", "2000", "--steps", "80", "--seeds", "2", "--parts", "32", "--threads", "1"]
     asked += ["--methods", "independent", "random decoder", "--out", str(tmp_path)]
     rows = large_world.main(asked)
-    by_method = {method: [r for r in rows if r["method"] == method] for method in asked[10:12]}
+    by_method = {method: [r for r in rows if r["method"] == method] for method in asked[11:13]}
     assert [len(own) for own in by_method.values()] == [2, 2]
     ours, blind = (own[0]["mcc"] for own in by_method.values())
     assert 0 < blind < ours <= 1
