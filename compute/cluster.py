@@ -25,6 +25,7 @@ __all__ = [
     "connect",
     "count_rows",
     "disconnect",
+    "ended",
     "listening",
     "silent",
     "watch",
@@ -313,8 +314,8 @@ def watch(start: Callable[[Any], Any], progress: Progress) -> Any:
     Parameters
     ----------
     start : callable
-        Given the method to report with (``report.remote(done, total)``), returns the task's
-        reference.
+        Given the method to report with (``report.remote(done, total)``), returns the reference of
+        a task, not of an actor's method; it ends where this call is interrupted.
     progress : callable
         Told what the task reported last, about twice a second.
     """
@@ -323,15 +324,32 @@ def watch(start: Callable[[Any], Any], progress: Progress) -> Any:
     board: Any = ray.remote(num_cpus=0)(_Board).remote()
     task = start(board.note)
     seen = None
-    while True:
-        ready, _ = ray.wait([task], timeout=0.5)
-        last = ray.get(board.last.remote())
-        if last is not None and last != seen:
-            progress(*last)
-            seen = last
-        if ready:
-            ray.kill(board)
-            return ray.get(task)
+    with ended([task]):
+        while True:
+            ready, _ = ray.wait([task], timeout=0.5)
+            last = ray.get(board.last.remote())
+            if last is not None and last != seen:
+                progress(*last)
+                seen = last
+            if ready:
+                ray.kill(board)
+                return ray.get(task)
+
+
+@contextlib.contextmanager
+def ended(tasks: Iterable[Any]) -> Iterator[None]:
+    """End the tasks of these references with the block, those that are done left as they are.
+
+    Without this, the work of a run that is cancelled would go on until its process has ended,
+    which takes Prefect half a minute.
+    """
+    import ray
+
+    try:
+        yield
+    finally:
+        for task in tasks:
+            ray.cancel(task, force=True)
 
 
 class _Board:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import vstack
 
-from compute.cluster import Progress, connect, silent
+from compute.cluster import Progress, connect, ended, silent
 from compute.observed import ObservedVariables
 from compute.settings import RecoverSettings, ResourceSettings
 from storage.activations import ActivationSet
@@ -57,10 +57,11 @@ def recover_graph(
     }
     found: dict[int, dict[str, Any]] = {}
     progress(0, len(pairs))
-    while running:
-        (ready,), _ = ray.wait(list(running), num_returns=1)
-        found[running.pop(ready)] = ray.get(ready)
-        progress(len(found), len(pairs))
+    with ended(list(running)):
+        while running:
+            (ready,), _ = ray.wait(list(running), num_returns=1)
+            found[running.pop(ready)] = ray.get(ready)
+            progress(len(found), len(pairs))
     edges: dict[str, list[Any]] = {name: [] for name in _EDGE_COLUMNS}
     nodes: dict[str, list[Any]] = {name: [] for name in _NODE_COLUMNS}
     used = np.unique(found[0]["part"])

@@ -8,7 +8,7 @@ import uuid
 
 import pytest
 
-from compute.cluster import actor_pool
+from compute.cluster import actor_pool, watch
 
 
 class Worker:
@@ -73,3 +73,24 @@ def test_connecting_leaves_the_signal_of_cancellation_alone(tmp_path):
     environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
     environment.pop("RAY_ADDRESS", None)
     assert subprocess.run([sys.executable, "-c", program], env=environment).returncode == 7
+
+
+def test_what_is_watched_ends_where_the_watching_is_interrupted(local_ray, tmp_path):
+    import psutil
+    import ray
+
+    @ray.remote
+    def endless(report, note):
+        note.write_text(str(os.getpid()))
+        report.remote(1, 2)
+        while True:
+            pass
+
+    def interrupt(_done, _total):
+        raise KeyboardInterrupt
+
+    note = tmp_path / "pid"
+    with pytest.raises(KeyboardInterrupt):
+        watch(lambda report: endless.remote(report, note), interrupt)
+    psutil.wait_procs([process := psutil.Process(int(note.read_text()))], timeout=10)
+    assert not process.is_running()
