@@ -128,12 +128,15 @@ def save_grammar_model(model: Any, world: GrammarWorld, folder: Path) -> None:
     from transformers import PreTrainedTokenizerFast
 
     words = {word: i for i, word in enumerate(world.vocabulary)}
-    tokenizer = Tokenizer(models.WordLevel(words))
+    end = world.vocabulary[0]
+    # The model knows no other words, so what is none is read as the end of a sentence.
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token=end))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     model.save_pretrained(folder)
-    end = world.vocabulary[0]
     fast: Any = PreTrainedTokenizerFast
-    fast(tokenizer_object=tokenizer, eos_token=end, pad_token=end).save_pretrained(folder)
+    fast(tokenizer_object=tokenizer, eos_token=end, pad_token=end, unk_token=end).save_pretrained(
+        folder
+    )
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ import pytest
 from diffusers import DDIMPipeline, StableDiffusionPipeline
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
+from compute.models.language_facts import LanguageFacts
 from flows.recipe import BadInput
 from flows.training import run_training, train_sprites
 from flows.trainings import TRAININGS, load_training
@@ -52,6 +53,7 @@ def test_a_training_leaves_a_standard_folder_and_a_score(trained):
         texts = done["score"].location.get("texts.txt").decode().splitlines()
         ids = AutoTokenizer.from_pretrained(folder, local_files_only=True)(texts).input_ids
         assert [len(own) for own in ids] == [32] * 12
+        assert not LanguageFacts.read(folder).prepends_bos
     else:
         assert done["score"].location.get("drawings.png").startswith(b"\x89PNG")
 
