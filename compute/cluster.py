@@ -27,6 +27,7 @@ __all__ = [
     "disconnect",
     "ended",
     "listening",
+    "next_ready",
     "silent",
     "watch",
     "worker_count",
@@ -48,6 +49,8 @@ def silent(done: int, total: int, /) -> None:
 _connected_here = False
 _HANDLER = "strata"
 _MAX_LOSSES = 3
+# Between looks at whether the cluster is still there, while nothing ends.
+_CHECK_SECONDS = 20.0
 _listeners: list[Callable[[str], None]] = []
 # Ray's log monitor looks for new lines a few times a second.
 _LATE_LINES_SECONDS = 0.5
@@ -198,8 +201,9 @@ class ActorPool:
         """End every actor."""
         import ray
 
-        for actor in [*self._actors, *self._starting.values()]:
-            ray.kill(actor)
+        if ray.is_initialized():
+            for actor in [*self._actors, *self._starting.values()]:
+                ray.kill(actor)
         self._actors, self._starting = [], {}
 
     def run(
@@ -243,7 +247,7 @@ class ActorPool:
         hand_out()
         while running or again or not self._actors:
             # Without an actor that has started nobody knows yet whether there are tasks at all.
-            (ready,), _ = ray.wait([*running, *self._starting], num_returns=1)
+            ready = next_ready([*running, *self._starting])
             if ready in self._starting:
                 self._note_start(ready)
                 hand_out()
@@ -327,7 +331,7 @@ def watch(start: Callable[[Any], Any], progress: Progress) -> Any:
     with ended([task]):
         while True:
             ready, _ = ray.wait([task], timeout=0.5)
-            last = ray.get(board.last.remote())
+            last = ray.get(next_ready([board.last.remote()]))
             if last is not None and last != seen:
                 progress(*last)
                 seen = last
@@ -348,8 +352,55 @@ def ended(tasks: Iterable[Any]) -> Iterator[None]:
     try:
         yield
     finally:
-        for task in tasks:
-            ray.cancel(task, force=True)
+        if ray.is_initialized():
+            for task in tasks:
+                ray.cancel(task, force=True)
+
+
+def next_ready(references: list[Any]) -> Any:
+    """Wait for one of some references, for as long as the cluster is the one that has them.
+
+    Raises
+    ------
+    ConnectionError
+        If the cluster has gone and another one is in its place: Ray would wait for ever. This
+        process is disconnected then, so that a retry connects to the new one.
+    """
+    import ray
+
+    while True:
+        ready, _ = ray.wait(references, num_returns=1, timeout=_CHECK_SECONDS)
+        if ready:
+            return ready[0]
+        _check_cluster()
+
+
+def _check_cluster() -> None:
+    """Refuse to go on where another cluster answers at the address of this process' own.
+
+    Raises
+    ------
+    ConnectionError
+        In that case; this process is disconnected then.
+    """
+    import ray
+    import ray.exceptions
+
+    # Ray aborts the process where its own look at the cluster finds another one, so look apart.
+    from ray._private.worker import global_worker
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+
+    try:
+        there = GcsClient(address=ray.get_runtime_context().gcs_address).cluster_id
+    except (ray.exceptions.RpcError, ConnectionError, TimeoutError):
+        # Nobody answers: it may come back, and Ray itself gives up after a minute.
+        return
+    worker: Any = global_worker
+    if there.hex() != worker.gcs_client.cluster_id.hex():
+        disconnect()
+        raise ConnectionError(
+            "the Ray cluster of this run is gone, another is in its place: a retry goes on there."
+        )
 
 
 class _Board:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import vstack
 
-from compute.cluster import Progress, connect, ended, silent
+from compute.cluster import Progress, connect, ended, next_ready, silent
 from compute.observed import ObservedVariables
 from compute.settings import RecoverSettings, ResourceSettings
 from storage.activations import ActivationSet
@@ -59,7 +59,7 @@ def recover_graph(
     progress(0, len(pairs))
     with ended(list(running)):
         while running:
-            (ready,), _ = ray.wait(list(running), num_returns=1)
+            ready = next_ready(list(running))
             found[running.pop(ready)] = ray.get(ready)
             progress(len(found), len(pairs))
     edges: dict[str, list[Any]] = {name: [] for name in _EDGE_COLUMNS}

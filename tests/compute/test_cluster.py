@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import uuid
 
 import pytest
@@ -94,3 +95,65 @@ def test_what_is_watched_ends_where_the_watching_is_interrupted(local_ray, tmp_p
         watch(lambda report: endless.remote(report, note), interrupt)
     psutil.wait_procs([process := psutil.Process(int(note.read_text()))], timeout=10)
     assert not process.is_running()
+
+
+_ORPHAN = """
+import sys, time
+import compute.cluster as cluster
+import ray
+
+cluster._CHECK_SECONDS = 2.0
+cluster.connect()
+
+@ray.remote
+class Sleeper:
+    def work(self, seconds):
+        print("at work", file=sys.stderr, flush=True)
+        time.sleep(seconds)
+
+print("connected", flush=True)
+try:
+    with cluster.actor_pool(Sleeper.remote, 1) as pool:
+        list(pool.run("work", [600.0]))
+except ConnectionError as error:
+    print(error, flush=True)
+cluster.connect()
+with cluster.actor_pool(Sleeper.remote, 1) as pool:
+    print(list(pool.run("work", [0.0])), flush=True)
+cluster.disconnect()
+"""
+
+
+@pytest.mark.slow
+def test_a_run_whose_cluster_was_replaced_fails_and_can_go_on():
+    """As after the head was killed and started again; without a look it would wait for ever."""
+    from tests.conftest import free_ports, kill_tree
+
+    (port,) = free_ports(1)
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": f"127.0.0.1:{port}"}
+    command = [sys.executable, "-m", "flows.ray_head", "start", "--head", "--block"]
+    command += ["--disable-usage-stats", "--node-ip-address", "127.0.0.1", "--port", str(port)]
+    command += ["--num-cpus", "1", "--include-dashboard", "false"]
+
+    def head():
+        return subprocess.Popen(command, env=environment | {"RAY_ADDRESS": ""})
+
+    first = head()
+    orphan = None
+    second = None
+    try:
+        time.sleep(15)
+        orphan = subprocess.Popen(
+            [sys.executable, "-c", _ORPHAN], env=environment, stdout=subprocess.PIPE, text=True
+        )
+        assert orphan.stdout.readline() == "connected\n"
+        time.sleep(10)
+        kill_tree(first)
+        second = head()
+        assert "another is in its place" in orphan.stdout.readline()
+        assert orphan.stdout.readline() == "[(0.0, None)]\n"
+        assert orphan.wait(timeout=60) == 0
+    finally:
+        for process in (first, second, orphan):
+            if process is not None and process.poll() is None:
+                kill_tree(process)
