@@ -56,5 +56,5 @@ def test_unreadable_sources_are_refused(tmp_path, name, content, column, message
 
 
 def test_an_unknown_builtin_is_refused():
-    with pytest.raises(ValueError, match="only built-in text"):
+    with pytest.raises(ValueError, match="is unknown"):
         read("builtin:nope")
