@@ -61,7 +61,8 @@ def tiny_values(model, texts):
     return {
         "name": "tiny",
         "title": "A tiny model",
-        "model": {"source": str(model)},
+        # Also where the processor computes in bfloat16: rows are compared with the model.
+        "model": {"source": str(model), "dtype": "float32"},
         "inputs": {"text": str(texts)},
         "levels": [
             {"name": "layer-00", "hookpoint": "layers.0.output"},
