@@ -341,7 +341,7 @@ def watch(start: Callable[[Any], Any], progress: Progress) -> Any:
 
 
 @contextlib.contextmanager
-def ended(tasks: Iterable[Any]) -> Iterator[None]:
+def ended(tasks: list[Any]) -> Iterator[None]:
     """End the tasks of these references with the block, those that are done left as they are.
 
     Without this, the work of a run that is cancelled would go on until its process has ended,
@@ -353,7 +353,9 @@ def ended(tasks: Iterable[Any]) -> Iterator[None]:
         yield
     finally:
         if ray.is_initialized():
-            for task in tasks:
+            # Ray aborts this process where it is told to cancel a task that has just ended.
+            _, left = ray.wait(tasks, num_returns=len(tasks), timeout=0, fetch_local=False)
+            for task in left:
                 ray.cancel(task, force=True)
 
 
