@@ -112,6 +112,8 @@ def completed(stack, run):
     state = stack.wait(run, *ENDED)
     if state in ("CRASHED", "FAILED"):
         assert stack.run(run)["state"]["message"]
+        # A worker says twice that a process has ended, a second apart; the latter undoes a retry.
+        time.sleep(5)
         stack.retry(run)
         state = stack.wait(run, "COMPLETED")
     return state == "COMPLETED"
