@@ -39,7 +39,7 @@ class Running:
     pid : int
         Leader of its process group.
     started : float
-        When the system says it started; a later process of the same number is another.
+        Seconds from the machine's start to its own; a later process of the same number is another.
     address : str
         Where a person or a program finds it; empty where there is nothing to find.
     """
@@ -56,7 +56,7 @@ class Running:
 
         try:
             process = psutil.Process(self.pid)
-            same = abs(process.create_time() - self.started) < 1.0
+            same = abs(_since_boot(process) - self.started) < 1.0
             return bool(same and process.status() != psutil.STATUS_ZOMBIE)
         except psutil.NoSuchProcess:
             return False
@@ -271,7 +271,8 @@ class Stack:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        return Running(name, process.pid, psutil.Process(process.pid).create_time(), address)
+        started = _since_boot(psutil.Process(process.pid))
+        return Running(name, process.pid, started, address)
 
     def _deploy(
         self, environment: Mapping[str, str], recipe: str, cron: str, timezone: str
@@ -299,6 +300,13 @@ class Stack:
         temporary = path.with_suffix(".new")
         temporary.write_text(json.dumps([asdict(service) for service in services.values()]))
         temporary.replace(path)
+
+
+def _since_boot(process: Any) -> float:
+    """Seconds from the machine's start to a process' own, whatever was done to the clock since."""
+    import psutil
+
+    return float(process.create_time() - psutil.boot_time())
 
 
 def _wait_until(ready: Callable[[], bool], service: Running, log: Path, *, patient: bool) -> None:
