@@ -6,7 +6,7 @@ That a new version starts the consumer is the consumer's own trigger (:mod:`flow
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prefect.client.schemas.objects import StateType
 from prefect.events import AutomationCore, EventTrigger
@@ -31,7 +31,7 @@ _MISSED = 3
 
 
 def register_automations(client: SyncPrefectClient, *, notify: str | None = None) -> list[str]:
-    """Register the automations with the server, in place of those of the same names.
+    """Register the automations with the server, in place of others of the same names.
 
     Parameters
     ----------
@@ -54,12 +54,21 @@ def register_automations(client: SyncPrefectClient, *, notify: str | None = None
     wanted = [_lost_run()]
     if notify is not None:
         wanted.append(_failed_night(client, notify))
+    missing = {automation.name: automation for automation in wanted}
     for name in (LOST_RUN, FAILED_NIGHT):
         for old in client.read_automations_by_name(name):
-            client.delete_automation(old.id)
-    for automation in wanted:
+            # A new one has seen no heartbeat of a run that is lost already, and would miss none.
+            if name in missing and _says(old) == _says(missing[name]):
+                del missing[name]
+            else:
+                client.delete_automation(old.id)
+    for automation in missing.values():
         client.create_automation(automation)
     return [automation.name for automation in wanted]
+
+
+def _says(automation: AutomationCore) -> dict[str, Any]:
+    return automation.model_dump(include=set(AutomationCore.model_fields))
 
 
 def _lost_run() -> AutomationCore:
