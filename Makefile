@@ -61,9 +61,9 @@ $(VENV)-audit/.done: Makefile
 		pip-audit==2.10.1 cyclonedx-bom==7.5.0
 	touch $@
 
-## audit: known weaknesses of the pinned packages (asks PyPI's database)
+## audit: known weaknesses of the pinned packages; fails where PyPI's database is not to be asked
 audit: $(VENV)-audit/.done
-	$(VENV)-audit/bin/pip-audit --no-deps --disable-pip -r requirements.lock
+	$(VENV)-audit/bin/pip-audit --strict --no-deps --disable-pip -r requirements.lock
 
 ## bill-of-materials: the pinned packages, as CycloneDX
 bill-of-materials: $(VENV)-audit/.done
