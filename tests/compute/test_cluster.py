@@ -9,7 +9,7 @@ import uuid
 
 import pytest
 
-from compute.cluster import actor_pool, watch
+from compute.cluster import actor_pool, ended, watch
 
 
 class Worker:
@@ -95,6 +95,27 @@ def test_what_is_watched_ends_where_the_watching_is_interrupted(local_ray, tmp_p
         watch(lambda report: endless.remote(report, note), interrupt)
     psutil.wait_procs([process := psutil.Process(int(note.read_text()))], timeout=10)
     assert not process.is_running()
+
+
+def test_only_what_has_not_ended_is_cancelled(local_ray, monkeypatch):
+    """Ray aborts the process, now and then, where a task is cancelled that has just ended."""
+    import ray
+
+    @ray.remote(num_cpus=0)
+    def wait(seconds):
+        time.sleep(seconds)
+
+    tasks = [wait.remote(0), wait.remote(600)]
+    cancelled, cancel = [], ray.cancel
+
+    def noted(task, **how):
+        cancelled.append(task)
+        cancel(task, **how)
+
+    monkeypatch.setattr(ray, "cancel", noted)
+    with ended(tasks):
+        ray.get(tasks[0])
+    assert cancelled == tasks[1:]
 
 
 _ORPHAN = """
