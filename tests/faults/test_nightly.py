@@ -5,10 +5,12 @@ installed, and results lie in an S3 endpoint behind a proxy that can be told to 
 """
 
 import contextlib
+import shutil
 import subprocess
 import sys
 import threading
 import time
+from datetime import datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -46,12 +48,17 @@ def postgres():
 
 
 @pytest.fixture(scope="module")
-def stack(tiny_recipe, tmp_path_factory, proxy, postgres):
-    """A stack with small blocks, so that there is a middle of the extraction."""
-    values = tiny_recipe | {"extract": tiny_recipe["extract"] | {"block_rows": 64}}
+def recipe_in_blocks(tiny_recipe):
+    """The tiny recipe with small blocks, so that there is a middle of the extraction."""
+    return tiny_recipe | {"extract": tiny_recipe["extract"] | {"block_rows": 64}}
+
+
+@pytest.fixture(scope="module")
+def stack(recipe_in_blocks, tmp_path_factory, proxy, postgres):
+    """The stack that most tests share."""
     live = LiveStack(
         tmp_path_factory.mktemp("stack"),
-        values,
+        recipe_in_blocks,
         store="s3://bucket/undisturbed",
         environment={"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"},
         options=["--postgres", postgres.url] if postgres else (),
@@ -171,17 +178,40 @@ def test_the_same_artifact_after(fault, stack, whole, store, slow_writes, proxy,
     run = in_the_middle(stack, store)
     assert not Location(store).exists("artifacts/tiny")
     fault(stack=stack, run=run, proxy=proxy, postgres=postgres)
+    proxy.delay = 0.0
     assert completed(stack, run), stack.story(run)
     assert content(store) == whole
 
 
-def test_a_node_is_killed(stack, whole, store, slow_writes, tmp_path):
+def test_a_node_is_killed(stack, whole, store, slow_writes, proxy, tmp_path):
     """A third of the workers is on a node that goes away in the middle, and does not come back."""
     with second_node(stack, tmp_path) as node:
         run = in_the_middle(stack, store, "resources.extract.workers=3")
         wait_until(lambda: work_below(node), 120, lambda: stack.story(run))
         kill_tree(node)
+        proxy.delay = 0.0
         assert stack.wait(run, "COMPLETED"), stack.story(run)
+    assert content(store) == whole
+
+
+def test_the_clock_jumps(recipe_in_blocks, whole, store, slow_writes, proxy, tmp_path):
+    """An hour forward in the middle, for the server, Ray, the worker and the run."""
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler for the clock; apt-get install gcc libc6-dev")
+    jumped, clock = tmp_path / "jumped", tmp_path / "clock.so"
+    source = Path(__file__).with_name("clock.c")
+    options = ["-shared", "-fPIC", f'-DJUMPED="{jumped}"', "-o", str(clock)]
+    subprocess.run(["cc", *options, str(source)], check=True)
+    environment = {"LD_PRELOAD": str(clock), "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
+    stack = LiveStack(tmp_path, recipe_in_blocks, store=store, environment=environment)
+    with stack.running():
+        run = in_the_middle(stack, store)
+        jumped.touch()
+        proxy.delay = 0.0
+        assert completed(stack, run), stack.story(run)
+        ended = stack.run(run)
+    begun, end = (datetime.fromisoformat(ended[key]) for key in ("start_time", "end_time"))
+    assert end - begun > timedelta(hours=1)
     assert content(store) == whole
 
 
@@ -220,7 +250,7 @@ def work_below(process):
     with contextlib.suppress(psutil.NoSuchProcess):
         for child in psutil.Process(process.pid).children(recursive=True):
             with contextlib.suppress(psutil.Error):
-                title = child.cmdline()[0]
+                title = " ".join(child.cmdline())
                 if title.startswith(("ray::_", "ray::IDLE")):
                     found.append((title, child.pid))
     return found
