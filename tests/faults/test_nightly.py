@@ -195,7 +195,7 @@ def test_a_node_is_killed(stack, whole, store, slow_writes, proxy, tmp_path):
 
 
 def test_the_clock_jumps(recipe_in_blocks, whole, store, slow_writes, proxy, tmp_path):
-    """An hour forward in the middle, for the server, Ray, the worker and the run."""
+    """An hour forward, for all services: the run seems lost, and is retried beside its process."""
     if shutil.which("cc") is None:
         pytest.skip("no C compiler for the clock; apt-get install gcc libc6-dev")
     jumped, clock = tmp_path / "jumped", tmp_path / "clock.so"
