@@ -13,6 +13,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 from compute.settings import ResourceSettings
@@ -330,7 +331,7 @@ def watch(start: Callable[[Any], Any], progress: Progress) -> Any:
     seen = None
     with ended([task]):
         while True:
-            ready, _ = ray.wait([task], timeout=0.5)
+            ready = _wait([task], 0.5)
             last = ray.get(next_ready([board.last.remote()]))
             if last is not None and last != seen:
                 progress(*last)
@@ -368,13 +369,27 @@ def next_ready(references: list[Any]) -> Any:
         If the cluster has gone and another one is in its place: Ray would wait for ever. This
         process is disconnected then, so that a retry connects to the new one.
     """
-    import ray
-
+    looked = time.monotonic()
     while True:
-        ready, _ = ray.wait(references, num_returns=1, timeout=_CHECK_SECONDS)
+        ready = _wait(references, 1.0)
         if ready:
             return ready[0]
-        _check_cluster()
+        if time.monotonic() - looked > _CHECK_SECONDS:
+            _check_cluster()
+            looked = time.monotonic()
+
+
+def _wait(references: list[Any], seconds: float) -> list[Any]:
+    """Wait for one of some references, on a thread apart; none where none ends in that time.
+
+    Ray looks after signals while it waits in the main thread, and there loses what their handler
+    raises: a run that is cancelled would go on until it is killed.
+    """
+    import ray
+
+    with ThreadPoolExecutor(1) as thread:
+        ready, _ = thread.submit(ray.wait, references, timeout=seconds).result()
+    return list(ready)
 
 
 def _check_cluster() -> None:

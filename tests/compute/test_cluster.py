@@ -76,6 +76,42 @@ def test_connecting_leaves_the_signal_of_cancellation_alone(tmp_path):
     assert subprocess.run([sys.executable, "-c", program], env=environment).returncode == 7
 
 
+_WAITING = """
+import os, signal, threading, time
+import compute.cluster as cluster
+import ray
+
+class Ended(BaseException): ...
+
+def end(number, frame):
+    raise Ended
+
+cluster.connect()
+signal.signal(signal.SIGTERM, end)
+task = ray.remote(lambda: time.sleep(600)).remote()
+threading.Timer(2.5, os.kill, [os.getpid(), signal.SIGTERM]).start()
+begun = time.monotonic()
+try:
+    {wait}
+except Ended:
+    print("ended after", time.monotonic() - begun)
+cluster.disconnect()
+"""
+
+
+@pytest.mark.parametrize(
+    "wait", ["cluster.next_ready([task])", "cluster.watch(lambda report: task, print)"]
+)
+def test_what_a_signal_raises_ends_the_waiting(wait):
+    """In the main thread Ray would lose it."""
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
+    environment.pop("RAY_ADDRESS", None)
+    program = [sys.executable, "-c", _WAITING.format(wait=wait)]
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=60)
+    assert "ended after" in done.stdout, done.stderr
+    assert float(done.stdout.split()[-1]) < 5
+
+
 def test_what_is_watched_ends_where_the_watching_is_interrupted(local_ray, tmp_path):
     import psutil
     import ray

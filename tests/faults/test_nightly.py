@@ -187,7 +187,7 @@ def test_a_node_is_killed(stack, whole, store, slow_writes, proxy, tmp_path):
     """A third of the workers is on a node that goes away in the middle, and does not come back."""
     with second_node(stack, tmp_path) as node:
         run = in_the_middle(stack, store, "resources.extract.workers=3")
-        wait_until(lambda: work_below(node), 120, lambda: stack.story(run))
+        wait_until(lambda: at_work(node, "ray::_Extractor"), 120, lambda: stack.story(run))
         kill_tree(node)
         proxy.delay = 0.0
         assert stack.wait(run, "COMPLETED"), stack.story(run)
@@ -256,6 +256,11 @@ def work_below(process):
     return found
 
 
+def at_work(process, worker):
+    """Whether a Ray worker of this name is below a process."""
+    return any(title.startswith(worker) for title, _ in work_below(process))
+
+
 @pytest.mark.parametrize(
     ("step", "settings"),
     [("extract", []), ("learn", ["learn.steps=10000000", "learn.checkpoint_steps=1000"])],
@@ -265,17 +270,14 @@ def test_a_cancelled_run_ends_its_work(step, settings, stack, whole, store, prox
     proxy.delay = 2.0 if step == "extract" else 0.0
     try:
         run = stack.submit(*settings, store=store)
-        working = {"extract": "ray::_Extractor", "learn": "ray::_train"}[step]
-
-        def at_work():
-            return any(title.startswith(working) for title, _ in work_below(stack.service("ray")))
-
-        wait_until(at_work, 300, lambda: stack.story(run))
+        worker = {"extract": "ray::_Extractor", "learn": "ray::_train"}[step]
+        ray = stack.service("ray")
+        wait_until(lambda: at_work(ray, worker), 300, lambda: stack.story(run))
         time.sleep(3)
         process = stack.process_of(run)
         begun = time.monotonic()
         stack.cancel(run)
-        wait_until(lambda: not work_below(stack.service("ray")), 120, lambda: stack.story(run))
+        wait_until(lambda: not work_below(ray), 120, lambda: stack.story(run))
         seconds = time.monotonic() - begun
         assert stack.wait(run, "CANCELLED", seconds=120)
         psutil.wait_procs([process], timeout=60)
