@@ -37,7 +37,7 @@ __all__ = ["check", "encode", "extract", "hash_below", "learn", "recover"]
 # Raised when a step comes to compute something else from the same settings.
 LEARN_VERSION = 1
 ENCODE_VERSION = 1
-RECOVER_VERSION = 1
+RECOVER_VERSION = 2
 
 
 def _may_pass(task: Any, run: Any, state: State[Any]) -> bool:

@@ -24,7 +24,7 @@ from tasks.steps import RETRIES, once, read_graph
 __all__ = ["verify"]
 
 # Raised when the step comes to compute something else from the same settings.
-VERIFY_VERSION = 2
+VERIFY_VERSION = 3
 
 
 @task(name="verify", **RETRIES)

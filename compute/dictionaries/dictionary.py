@@ -168,6 +168,22 @@ class Dictionary:
         return codes.reshape(*_leading(x), self.n_concepts)
 
     @torch.no_grad()
+    def pre_activations(self, x: ArrayLike | Tensor) -> Tensor:
+        """What codes would be if every concept were let through, (..., n_concepts), of any sign.
+
+        An active concept's is its code.
+
+        Raises
+        ------
+        ValueError
+            If the last axis is not d.
+        """
+        pre = self._pre_activations(self._rows(x))
+        if self.architecture == "gated":
+            pre = pre * self._weights["r_mag"].exp() + self._weights["b_mag"]
+        return pre.reshape(*_leading(x), self.n_concepts)
+
+    @torch.no_grad()
     def encode_sparse(self, x: ArrayLike | Tensor, width: int | None = None) -> SparseCodes:
         """The strongest codes of each row, strongest first; indices and values (..., width).
 

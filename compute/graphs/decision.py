@@ -5,6 +5,11 @@ regression leaks: with enough rows every linear or quadratic stand-in for the tr
 neighbours of a parent a loss that is *significant* and yet tiny. Leaks and edges lie about two
 orders of magnitude apart on a logarithmic scale, so the bar is where a mixture of two normals,
 fitted to the logarithms of all significant losses, changes sides. Its posterior is the confidence.
+
+A whole that its parents leave partly unexplained has more to fear: what is missing among the parts,
+or was measured badly, speaks through parts that go along with it. Codes of learned dictionaries are
+like that. The confidence of an edge therefore is no higher than the posterior against leaks of a
+size in proportion to what is unexplained.
 """
 
 from __future__ import annotations
@@ -29,6 +34,10 @@ _PRIOR_WEIGHT = 20.0
 # normals can only be made to describe.
 _MOST_WEIGHT = 400.0
 _ROUNDS = 60
+# Median loss share of a part that only stands in for what is missing, over the unexplained share:
+# the smallest of .02, .03, .05, .08, .12 with which 95 % of the edges of .9 or more are right between
+# well-learned concepts of twelve `vectors` worlds (97 %; with .05 94 %, without it 83 %).
+_STAND_IN = 0.08
 
 
 @dataclass(frozen=True)
@@ -39,12 +48,27 @@ class Bar:
     log_odds: tuple[float, float, float]
     trusted: tuple[float, float]
 
-    def confidence(self, share: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the probability that losses of these shares are edges, increasing in share."""
+    def confidence(
+        self, share: NDArray[np.float64], unexplained: float = 0.0
+    ) -> NDArray[np.float64]:
+        """Return the probability that losses of these shares are edges, increasing in share.
+
+        ``unexplained`` is the share of the whole's variance that all its parents leave.
+        """
         # The wider normal wins on both sides; outside the trusted range the ratio would turn back.
         x = np.clip(np.log(np.maximum(share, 1e-12)), *self.trusted)
         a, b, c = self.log_odds
-        return np.asarray(expit(a * x * x + b * x + c))
+        no_leak = expit(a * x * x + b * x + c)
+        return np.asarray(np.minimum(no_leak, _no_stand_in(share, unexplained)))
+
+
+def _no_stand_in(share: NDArray[np.float64], unexplained: float) -> NDArray[np.float64]:
+    """Return the posterior of edges, in equal numbers, against stand-ins for what is missing."""
+    leak = np.log(np.exp(_LEAK[0]) + _STAND_IN * unexplained)
+    # Beyond either mean the odds go on as they must, since no normal has the tail of the other.
+    x = np.log(np.maximum(share, 1e-12))
+    over, under = np.maximum(x - leak, 0) / _LEAK[1], np.minimum(x - _EDGE[0], 0) / _EDGE[1]
+    return np.asarray(expit(0.5 * (over**2 - under**2) + np.log(_LEAK[1] / _EDGE[1])))
 
 
 def beyond_chance(

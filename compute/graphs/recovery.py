@@ -136,4 +136,9 @@ def _edge_columns(evidence: Any, bar: Bar) -> tuple[NDArray[Any], ...]:
     again = evidence.half_chi2 > chi2.isf(_HALF_LEVEL, evidence.freedom)[:, None]
     again &= evidence.halves > bar.share
     strength = evidence.strength
-    return strength, bar.confidence(strength), evidence.sign, again.mean(axis=1)
+    return (
+        strength,
+        bar.confidence(strength, evidence.unexplained),
+        evidence.sign,
+        again.mean(axis=1),
+    )

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,7 +22,9 @@ from compute.steering.levels import ConceptLevel, concept_levels, find_level, mo
 from compute.steering.places import Moment, Rows, Target
 from compute.steering.running import Change, Intervention, Interventions
 
-__all__ = ["Bench", "LanguageBench", "Pool", "Replace"]
+__all__ = ["Bench", "Direction", "LanguageBench", "Pool", "Replace"]
+
+Direction = Literal["up", "down"]
 
 # Rows with a norm of so many medians (attention sinks) are no data; the dictionaries were fitted
 # without them.
@@ -86,14 +88,7 @@ class Replace:
 
 
 class Bench(ABC):
-    """A model, its levels, and a pool of samples.
-
-    Attributes
-    ----------
-    direction : ``up`` where the model computes low levels first, ``down`` where high ones.
-    """
-
-    direction: ClassVar[Literal["up", "down"]] = "up"
+    """A model, its levels, and a pool of samples."""
 
     def __init__(self, target: Target, levels: Sequence[ConceptLevel], batch_size: int) -> None:
         self.target = target
@@ -135,6 +130,10 @@ class Bench(ABC):
     @abstractmethod
     def n_items(self) -> int:
         """Number of samples."""
+
+    def direction(self, part: int) -> Direction:
+        """Return ``up`` where the model computes level ``part`` before the next, else ``down``."""
+        return "up"
 
     @abstractmethod
     def read(self, items: NDArray[np.int64]) -> dict[int, Tensor]:

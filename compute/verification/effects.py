@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,13 +12,11 @@ from numpy.typing import NDArray
 from scipy import stats
 from scipy.sparse import csr_matrix
 
-from compute.verification.bench import Bench
+from compute.verification.bench import Bench, Direction
 from compute.verification.nulls import random_edges, shuffled_edges
 from storage.graphs import ConceptGraph
 
 __all__ = ["EdgeScore", "Verification", "edge_matrix", "verify_edges"]
-
-Direction = Literal["up", "down"]
 
 _LEVEL = 0.95
 # Causes besides those of the tested edges, so that every effect has others to be compared with.
@@ -99,8 +97,9 @@ def verify_edges(
 
     In samples in which the concept that is set (the *cause*) is active, its code becomes, in the
     rows in which it is active, the largest value the pool has seen, and 0. The *effect* on the
-    concept that is read is the mean over those rows of the difference that this makes to its code,
-    in units of its mean active code; its interval is Student's over samples (95 %).
+    concept that is read is the mean over those rows of the difference that this makes to its
+    pre-activation, in units of its mean active code; its interval is Student's over samples (95 %).
+    The pre-activation shows what a code hides that is kept, or not, for being among the k largest.
 
     An edge is **confirmed** if the interval lies on the side of the edge's sign, and the effect
     exceeds the effects on the same concept of 95 % of the *matched* causes: concepts of the cause's
@@ -115,7 +114,8 @@ def verify_edges(
     samples, min_samples : most and fewest samples of a cause.
     controls : matched causes of each edge.
     max_parts : most causes tested per level, chosen at random; the edges of others stay untested.
-    direction : which end is set; by default that which the model computes first.
+    direction : which end is set; by default, for every pair of levels, that which the model
+        computes first.
     progress : told the causes that are done, and all of them, after every level.
 
     Raises
@@ -128,15 +128,20 @@ def verify_edges(
             "samples, and no more than there are"
         )
     rng = np.random.default_rng(seed)
-    down = (direction or bench.direction) == "down"
     numbers = [level.level for level in bench.levels]
+    downward = {part: (direction or bench.direction(part)) == "down" for part in numbers[:-1]}
     tested = {
         part: edge_matrix(graph, part, bench, min_confidence=min_confidence)
         for part in numbers[:-1]
     }
     chosen = {
         part: _choose_causes(
-            bench, part + down, edges.T if down else edges, min_samples, max_parts, rng
+            bench,
+            part + downward[part],
+            edges.T if downward[part] else edges,
+            min_samples,
+            max_parts,
+            rng,
         )
         for part, edges in tested.items()
     }
@@ -148,7 +153,7 @@ def verify_edges(
     pairs: dict[str, list[tuple[int, float]]] = {"edges": [], "shuffled": [], "random": []}
     by_level: dict[int, EdgeScore] = {}
     for part, edges in tested.items():
-        whole = part + 1
+        whole, down = part + 1, downward[part]
         cause, read = (whole, part) if down else (part, whole)
         effects = _measure(bench, cause, read, chosen[part], samples, rng)
         done += len(chosen[part])
@@ -158,7 +163,7 @@ def verify_edges(
         judge = _Judge(effects, frequency, known.T if down else known, min_samples, controls)
 
         def judged(
-            i: int, j: int, sign: int, judge: _Judge = judge
+            i: int, j: int, sign: int, judge: _Judge = judge, down: bool = down
         ) -> tuple[float, float, int] | None:
             return judge(j, i, sign) if down else judge(i, j, sign)
 
@@ -269,8 +274,8 @@ def _measure(
             read,
         )
         places = torch.from_numpy(where).to(x.device)
-        raised = dictionary.encode(x[: len(some)][places].float())
-        lowered = dictionary.encode(x[len(some) :][places].float())
+        raised = dictionary.pre_activations(x[: len(some)][places].float())
+        lowered = dictionary.pre_activations(x[len(some) :][places].float())
         difference = (raised - lowered).cpu().numpy()
         bounds = np.cumsum(where.sum(axis=1))[:-1]
         for row, rows_of_item in zip(rows, np.split(difference, bounds), strict=True):

@@ -1,13 +1,14 @@
 """A diffusion model on the bench: one level is changed in a denoising run, another is read.
 
-Levels at different timesteps are never computed in one pass, and the generator runs from the
-noisy, high levels to the clean, low ones: it inverts the selection, whose wholes are effects of
-their parts. What a whole does to its parts is read downward: the sample is noised to the whole's
-timestep and denoised to that of its parts in a few DDIM steps, with the whole's code changed at the
-steps of its level. What a part does to its wholes can only be asked through the picture: the run
-goes on to its end with the part changed, and what comes out is noised to the whole's timestep, with
-the noise that belongs to the sample, and read there. A part of the last steps hardly changes the
-picture any more, so that the upward effects are small.
+Levels of one timestep at different places are computed in one pass, the lower first: the part is
+set and the whole read in it. Levels at different timesteps are never computed in one pass, and the
+generator runs from the noisy, high levels to the clean, low ones: it inverts the selection, whose
+wholes are effects of their parts. What a whole does to its parts is read downward: the sample is
+noised to the whole's timestep and denoised to that of its parts in a few DDIM steps, with the
+whole's code changed at the steps of its level. What a part does to its wholes can only be asked
+through the picture: the run goes on to its end with the part changed, and what comes out is noised
+to the whole's timestep, with the noise that belongs to the sample, and read there. A part of the
+last steps hardly changes the picture any more, so that the upward effects are small.
 
 The text is a cause of every level, too: told of a house, the network reads it again at every step,
 and effects that come through the picture are small beside it. To leave it out after the change is
@@ -35,7 +36,7 @@ from compute.steering.editing import nearest_timestep
 from compute.steering.levels import ConceptLevel
 from compute.steering.places import Moment, Rows, Target
 from compute.steering.running import Change, Intervention, Interventions
-from compute.verification.bench import Bench
+from compute.verification.bench import Bench, Direction
 
 __all__ = ["DiffusionBench"]
 
@@ -44,8 +45,6 @@ _STEPS = 4
 
 class DiffusionBench(Bench):
     """A pipeline on clean latents: those of pictures, or of drawings it made of prompts."""
-
-    direction = "down"
 
     def __init__(
         self,
@@ -85,6 +84,11 @@ class DiffusionBench(Bench):
         grid = self._adapter.grid
         return np.ones((len(items), grid.height * grid.width), dtype=bool)
 
+    def direction(self, part: int) -> Direction:
+        """Downward in time; upward between places of one timestep."""
+        own, above = (self.level(number).timestep or 0 for number in (part, part + 1))
+        return "down" if above > own else "up"
+
     @torch.inference_mode()
     def read(self, items: NDArray[np.int64]) -> dict[int, Tensor]:
         """One pass per timestep."""
@@ -100,13 +104,18 @@ class DiffusionBench(Bench):
         changes: NDArray[np.float32],
         read: int,
     ) -> Tensor:
-        """A short denoising run with a level changed: down to the read level, or to the end."""
+        """One pass where both levels have one timestep, else a short denoising run.
+
+        The run has the one level changed, and goes down to the read level or to the end.
+        """
         level, reader = self.level(changed), self.level(read)
         act = _Paint(level.dictionary, concepts, changes, self._adapter.grid)
         own, goal = int(level.timestep or 0), int(reader.timestep or 0)
+        latents = self._noisy(items, self._clean[items], own)
+        if goal == own:
+            return self._read(items, latents, reader, [(level.hookpoint, act)])
         down = goal < own
         times = np.linspace(own, goal if down else 0, _STEPS + 1).astype(int).tolist()
-        latents = self._noisy(items, self._clean[items], own)
         for time, then in pairwise(times):
             due = nearest_timestep(self._timesteps, time) == own
             work: list[tuple[str, Intervention]] = [(level.hookpoint, act)] if due else []
@@ -141,7 +150,13 @@ class DiffusionBench(Bench):
         noisy = self._noisy(items, clean, int(level.timestep or 0))
         return self._read(items, noisy, level)
 
-    def _read(self, items: NDArray[np.int64], latents: Tensor, level: ConceptLevel) -> Tensor:
+    def _read(
+        self,
+        items: NDArray[np.int64],
+        latents: Tensor,
+        level: ConceptLevel,
+        work: Sequence[tuple[str, Intervention]] = (),
+    ) -> Tensor:
         """Return a level's activations of latents at its timestep, ``(b, grid, d)``."""
         seen: list[Tensor] = []
 
@@ -149,7 +164,7 @@ class DiffusionBench(Bench):
             maps = feature_map(rows.tensor, level.hookpoint)
             seen.append(align(maps, self._adapter.grid).reshape(len(items), -1, maps.shape[1]))
 
-        with Interventions(self.target, (), [(level.hookpoint, probe)]):
+        with Interventions(self.target, work, [(level.hookpoint, probe)]):
             self._denoise(items, latents, int(level.timestep or 0))
         return seen[0]
 

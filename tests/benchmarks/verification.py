@@ -1,15 +1,17 @@
 """Edges between concepts of the sprite model, tested by intervention, and the graph's faithfulness.
 
-    python tests/benchmarks/verification.py [--prompts 300] [--max-parts 40] [--seed 0]
+    python tests/benchmarks/verification.py [--prompts 600] [--max-parts 64] [--seeds 0 1 2]
 
-Dictionaries of three moments are learnt on drawings of training captions at the last place where
-the text enters, and the edges between them recovered. On drawings of held-out captions, which no
-dictionary has seen, ``verify_edges`` then judges, by one rule, the edges with a confidence of .9 or
-more, the same graph with its ends dealt anew, and pairs that are no edges; in both directions: the
-whole set and the part read further down the drawing, and the part set and the whole read in the
-finished picture. ``faithfulness`` compares the recovered graph with a shuffled one and one of the
-strongest correlations, of as many edges into every whole. Intervals are 95 % bootstraps over
-samples.
+Dictionaries of three levels are learnt on drawings of training captions, and the edges between them
+recovered. The levels are ``blocks``, three places through which one pass at timestep 500 goes one
+after another, or ``timesteps``, three moments at the last place where the text enters. On drawings
+of held-out captions, which no dictionary has seen, ``verify_edges`` then judges, by one rule, the
+edges with a confidence of .9 or more, the same graph with its ends dealt anew, and pairs that are
+no edges. Between blocks the part is set and the whole read in the same pass; between timesteps both
+directions are tried: the whole set and the part read further down the drawing, and the part set and
+the whole read in the finished picture. ``faithfulness`` compares the recovered graph with a
+shuffled one and one of the strongest correlations, of as many edges into every whole. Intervals are
+95 % bootstraps over samples.
 """
 
 import argparse
@@ -17,7 +19,7 @@ import csv
 import os
 import platform
 import sys
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
@@ -43,16 +45,31 @@ from storage.graphs import ConceptGraph
 
 RESULTS = Path(__file__).parent / "results" / "verification.csv"
 SOURCE = "package:compute.pretrained.sprites"
-HOOKPOINT = "up_blocks.0.attentions.1"
-TIMESTEPS = (100, 500, 899)
+LEVELS = {
+    "blocks": tuple((at, 500) for at in ("down_blocks.0", "down_blocks.1", "mid_block")),
+    "timesteps": tuple(("up_blocks.0.attentions.1", t) for t in (100, 500, 899)),
+}
+DIRECTIONS = {"blocks": ("up",), "timesteps": ("down", "up")}
 CONFIDENCE = 0.9
-FIELDS = ("measure", "pairs", "n", "value", "low", "high", "refuted", "effect", "seed", "machine")
+FIELDS = (
+    "levels",
+    "measure",
+    "pairs",
+    "n",
+    "value",
+    "low",
+    "high",
+    "refuted",
+    "effect",
+    "seed",
+    "machine",
+)
 FIELDS += ("command",)
 
 
-def adapter_of(steps):
-    """The project's own sprite model, read at three moments."""
-    levels = [Level(f"t{t}", HOOKPOINT, t) for t in TIMESTEPS]
+def adapter_of(places, steps):
+    """The project's own sprite model, read at three levels."""
+    levels = [Level(f"{at}-t{t}", at, t) for at, t in places]
     options = {"dtype": "float32", "device": "cpu", "steps": steps, "guidance": 2.0, "grid": 4}
     return load_adapter("diffusion", SOURCE, levels=levels, **options)
 
@@ -63,15 +80,15 @@ def prompts(n, seed, *, held_out):
     return [Prompt(i, caption, 10_000 * held_out + i) for i, caption in enumerate(captions)]
 
 
-def learn(adapter, options):
+def learn(adapter, places, seed, options):
     """Levels with their dictionaries, and the graph of their concepts."""
-    rows = adapter.extract(prompts(options.prompts, options.seed, held_out=False)).activations
+    rows = adapter.extract(prompts(options.prompts, seed, held_out=False)).activations
     fitted = {"n_concepts": options.concepts, "k": options.k, "steps": options.learn_steps}
     levels, codes = [], []
-    for number, t in enumerate(TIMESTEPS, 1):
-        x = rows[f"t{t}"].float()
-        found = fit_dictionary(x, batch_size=1024, seed=options.seed, **fitted)
-        levels.append(ConceptLevel(number, f"t{t}", HOOKPOINT, found, timestep=t))
+    for number, (at, t) in enumerate(places, 1):
+        x = rows[f"{at}-t{t}"].float()
+        found = fit_dictionary(x, batch_size=1024, seed=seed, **fitted)
+        levels.append(ConceptLevel(number, f"{at}-t{t}", at, found, timestep=t))
         codes.append(found.encode(x).numpy())
     return levels, graph_of(codes)
 
@@ -98,10 +115,10 @@ def share_interval(share, n, rng):
     return np.quantile(rng.binomial(n, share, 2000) / n, (0.025, 0.975)) if n else (np.nan, np.nan)
 
 
-def verified(bench, graph, options):
-    """Rows of the verdicts, for both directions."""
-    rng = np.random.default_rng(options.seed)
-    for direction in ("down", "up"):
+def verified(bench, graph, directions, seed, options):
+    """Rows of the verdicts, for each direction."""
+    rng = np.random.default_rng(seed)
+    for direction in directions:
         found = verify_edges(
             bench,
             graph,
@@ -109,7 +126,7 @@ def verified(bench, graph, options):
             samples=options.samples,
             max_parts=options.max_parts,
             direction=direction,
-            seed=options.seed,
+            seed=seed,
         )
         for pairs in ("edges", "shuffled", "random"):
             score = getattr(found, pairs)
@@ -147,33 +164,41 @@ def compared(bench, graph, seed):
             yield {"measure": measure, "pairs": pairs, "n": size} | numbers
 
 
+def rows_of(kind, seed, options):
+    """Rows of the table of one kind of levels and one seed."""
+    adapter = adapter_of(LEVELS[kind], options.steps)
+    levels, graph = learn(adapter, LEVELS[kind], seed, options)
+    bench = Bench.of(adapter, levels, prompts(options.held_out, seed, held_out=True))
+    yield from compared(bench, graph, seed)
+    yield from verified(bench, graph, DIRECTIONS[kind], seed, options)
+
+
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--prompts", type=int, default=300, help="captions to learn on")
+    parser.add_argument("--levels", nargs="+", choices=LEVELS, default=[*LEVELS])
+    parser.add_argument("--prompts", type=int, default=600, help="captions to learn on")
     parser.add_argument("--held-out", type=int, default=96, help="captions to verify on")
     parser.add_argument("--steps", type=int, default=10, help="of a drawing")
     parser.add_argument("--concepts", type=int, default=256)
-    parser.add_argument("--k", type=int, default=2)
-    parser.add_argument("--learn-steps", type=int, default=600)
+    parser.add_argument("--k", type=int, default=8)
+    parser.add_argument("--learn-steps", type=int, default=1000)
     parser.add_argument("--samples", type=int, default=8)
-    parser.add_argument("--max-parts", type=int, default=40, help="causes per level")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--max-parts", type=int, default=64, help="causes per level")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    adapter = adapter_of(options.steps)
-    levels, graph = learn(adapter, options)
-    items = prompts(options.held_out, options.seed, held_out=True)
-    bench = Bench.of(adapter, levels, items)
     machine = f"{platform.machine()}, {os.cpu_count()} CPUs, torch {torch.__version__}"
     command = " ".join(["python tests/benchmarks/verification.py", *sys.argv[1:]])
-    run = {"seed": options.seed, "machine": machine, "command": command}
     with options.results.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, FIELDS)
         writer.writeheader()
-        for row in (*compared(bench, graph, options.seed), *verified(bench, graph, options)):
-            writer.writerow(row | run)
+        for kind, seed in product(options.levels, options.seeds):
+            run = {"levels": kind, "seed": seed, "machine": machine, "command": command}
+            for row in rows_of(kind, seed, options):
+                writer.writerow(row | run)
+            file.flush()
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from scipy import sparse
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from compute.graphs import recover_edges
+from compute.graphs.decision import set_bar
 from compute.worlds import SelectionWorld
 
 
@@ -47,7 +48,7 @@ def test_matrices_agree_with_lists(recovery):
 def test_evidence_is_in_range(recovery):
     e = recovery
     assert ((e.edge_strength > 0) & (e.edge_strength <= 1)).all()
-    assert ((e.edge_confidence >= 0.4) & (e.edge_confidence <= 1)).all()
+    assert ((e.edge_confidence > 0) & (e.edge_confidence <= 1)).all()
     assert ((e.edge_stability >= 0) & (e.edge_stability <= 1)).all()
     assert np.mean(e.edge_stability) > 0.9
     assert ((e.unexplained >= 0) & (e.unexplained <= 1)).all()
@@ -157,6 +158,18 @@ def test_confidence_is_calibrated():
         sure.append(found.edge_confidence >= 0.9)
     right, sure = np.concatenate(right), np.concatenate(sure)
     assert right[sure].mean() >= 0.9
+
+
+def test_what_is_missing_among_the_parts_costs_confidence(rows, recovery):
+    """With every second part unseen, those that go along with it stand in for it."""
+    found = recover_edges(rows.codes[0][:, ::2], rows.codes[1])
+    assert np.median(found.unexplained) > np.median(recovery.unexplained)
+    assert (found.edge_confidence >= 0.9).mean() < (recovery.edge_confidence >= 0.9).mean()
+    shares = np.geomspace(1e-4, 1, 40)
+    bar = set_bar(found.edge_strength)
+    sure, less, least = (bar.confidence(shares, u) for u in (0.0, 0.3, 0.9))
+    assert ((sure >= less) & (less >= least)).all()
+    assert (np.diff(least) >= 0).all()
 
 
 def test_dead_and_constant_columns_take_part_in_no_edge(rows):

@@ -59,7 +59,7 @@ def planted():
 
 
 def test_planted_edges_are_confirmed_and_others_are_not(bench):
-    result = verify_edges(bench, planted(), samples=10, controls=20)
+    result = verify_edges(bench, planted(), samples=10)
     edges = result.graph.edges.to_pylist()
     tested = [e for e in edges if e["effect"] is not None]
     share = {
@@ -177,6 +177,13 @@ def test_a_pipeline_on_the_bench():
     assert faithfulness(bench, {"whole": full})["whole"].faithfulness.value == pytest.approx(
         1, abs=0.1
     )
+
+    beside = replace(levels[1], timestep=100, hookpoint="mid_block")
+    bench = Bench.of(adapter, (levels[0], beside), images, batch_size=8)
+    assert bench.direction(1) == "up"
+    # The middle block comes before the upward one: what is set there cannot reach it.
+    assert not torch.equal(*bench.intervene(items, 2, np.array([5, 5]), one, 1))
+    assert torch.equal(*bench.intervene(items, 1, np.array([5, 5]), one, 2))
 
 
 def test_too_few_samples_are_refused(bench):

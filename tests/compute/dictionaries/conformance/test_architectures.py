@@ -83,6 +83,14 @@ def test_sparse_codes_are_the_dense_ones(architecture, dictionary):
     )
 
 
+def test_active_concepts_have_their_codes_before_selection(architecture, dictionary):
+    x = sparse_rows(50, 4)
+    codes, before = dictionary.encode(x), dictionary.pre_activations(x)
+    assert before.shape == codes.shape
+    torch.testing.assert_close(before[codes > 0], codes[codes > 0])
+    assert (before[codes == 0] < codes.max()).all()
+
+
 def test_weights_make_the_same_dictionary(architecture, dictionary):
     x = sparse_rows(200, 1)
     again = Dictionary.from_weights(dictionary.architecture, dictionary.weights(), k=dictionary.k)
