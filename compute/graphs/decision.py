@@ -35,7 +35,7 @@ _PRIOR_WEIGHT = 20.0
 _MOST_WEIGHT = 400.0
 _ROUNDS = 60
 # Median loss share of a part that only stands in for what is missing, over the unexplained share:
-# the smallest of .02, .03, .05, .08, .12 with which 95 % of the edges of .9 or more are right between
+# the smallest of .02, .03, .05, .08, .12 with which 95 % of edges of .9 or more are right between
 # well-learned concepts of twelve `vectors` worlds (97 %; with .05 94 %, without it 83 %).
 _STAND_IN = 0.08
 
