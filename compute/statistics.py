@@ -8,6 +8,7 @@ threaded scheduler runs them; ``dask.config.set(num_workers=…)`` says how wide
 from __future__ import annotations
 
 import functools
+import math
 import operator
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Moments", "coactivation", "moments", "rows"]
 
-_SLICE = 1024
+# Runs of shards that are reduced apart; at most their results wait, however many rows there are.
+_RUNS = 64
 
 Split = Literal["train", "held_out", "all"]
 
@@ -88,17 +90,20 @@ def moments(
         If fewer than two rows are left.
     """
 
+    plan = activations.plan
+
     def of(start: int, stop: int) -> _Sums:
         from storage.loader import kept_rows
 
-        x = activations.read(level, start, stop)
-        if max_norm:
-            x = x[kept_rows(activations, max_norm, start, stop)]
-        # A slice at a time, since float64 takes up to four times the room.
-        slices = (x[i : i + _SLICE] for i in range(0, max(1, len(x)), _SLICE))
-        return functools.reduce(_Sums.merge, map(_Sums.of, slices))
+        def sums(first: int, last: int) -> _Sums:
+            x = activations.read(level, first, last)
+            return _Sums.of(x[kept_rows(activations, max_norm, first, last)] if max_norm else x)
 
-    plan = activations.plan
+        # A chunk at a time, since float64 takes up to four times the room.
+        step = plan.chunk_rows
+        chunks = (sums(i, min(i + step, stop)) for i in range(start, stop, step))
+        return functools.reduce(_Sums.merge, chunks)
+
     total: _Sums | None = _reduce(of, plan.shard_bounds(plan.split(split)), _Sums.merge)
     if total is None or total.rows < 2:
         raise ValueError(f"split {split!r} has fewer than two rows: a covariance needs two.")
@@ -160,17 +165,19 @@ def _active(matrix: Any) -> Any:
 
 
 def _reduce(of: Any, bounds: Any, merge: Any) -> Any:
-    """Merge what `of` makes of each shard, a pair at a time; None if there is no shard.
+    """Merge what `of` makes of each shard: within runs of shards, then run after run.
 
-    Dask runs a graph depth first, so only as many results wait as the tree has levels.
+    None if there is no shard. The runs do not depend on the number of threads, so neither does the
+    result.
     """
     from dask.delayed import delayed
 
-    parts = [delayed(of)(start, stop) for start, stop in bounds]
-    while len(parts) > 1:
-        pairs = [
-            delayed(merge)(*pair) if len(pair) == 2 else pair[0]
-            for pair in (parts[i : i + 2] for i in range(0, len(parts), 2))
-        ]
-        parts = pairs
-    return parts[0].compute(scheduler="threads") if parts else None
+    def run(shards: Any) -> Any:
+        return functools.reduce(merge, (of(start, stop) for start, stop in shards))
+
+    shards = list(bounds)
+    length = max(1, math.ceil(len(shards) / _RUNS))
+    runs = (shards[i : i + length] for i in range(0, len(shards), length))
+    tasks = [delayed(run, traverse=False)(shards) for shards in runs]
+    # One after another: in a tree of merges a result would wait on every floor.
+    return functools.reduce(delayed(merge), tasks).compute(scheduler="threads") if tasks else None
