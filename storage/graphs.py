@@ -210,7 +210,17 @@ class ConceptGraph:
         row = np.flatnonzero(self._target[start:stop] == self._at(target))
         if not len(row):
             raise KeyError(f"no edge {source} → {target}")
-        return known(self.edges.slice(int(start + row[0]), 1).to_pylist()[0])
+        return self._edge_rows(start + row)[0]
+
+    def edges_into(self, whole: str) -> list[dict[str, Any]]:
+        """Return the known columns of the edges from a node's parts."""
+        start, stop = self._parents_pointer[self._at(whole) :][:2]
+        return self._edge_rows(self._by_target[start:stop])
+
+    def edges_from(self, part: str) -> list[dict[str, Any]]:
+        """Return the known columns of the edges to the wholes that a node is a part of."""
+        start, stop = self._children_pointer[self._at(part) :][:2]
+        return self._edge_rows(np.arange(start, stop))
 
     # ---- asking it -----------------------------------------------------------------------------
 
@@ -384,8 +394,12 @@ class ConceptGraph:
         return _pointer(self._target, self.n_nodes)
 
     @cached_property
+    def _by_target(self) -> Positions:
+        return np.argsort(self._target, kind="stable")
+
+    @cached_property
     def _parents_of(self) -> Positions:
-        return self._source[np.argsort(self._target, kind="stable")]
+        return self._source[self._by_target]
 
     def _at(self, node_id: str) -> int:
         try:
@@ -396,6 +410,10 @@ class ConceptGraph:
     def _names(self, positions: Positions) -> list[str]:
         names: list[str] = self.nodes["id"].take(_to_arrow(positions)).to_pylist()
         return names
+
+    def _edge_rows(self, rows: Positions) -> list[dict[str, Any]]:
+        # One look at the table for all rows: each costs more than a row does.
+        return [known(row) for row in self.edges.take(_to_arrow(rows)).to_pylist()]
 
     def _above(self, position: int) -> Positions:
         start, stop = self._children_pointer[position : position + 2]

@@ -275,8 +275,8 @@ def create_app(registry: Registry, *, token: str | None = None) -> FastAPI:
             node,
             lambda artifact: {
                 "node": artifact.graph.node(node),
-                "parents": [artifact.graph.edge(p, node) for p in artifact.graph.parents(node)],
-                "children": [artifact.graph.edge(node, c) for c in artifact.graph.children(node)],
+                "parents": artifact.graph.edges_into(node),
+                "children": artifact.graph.edges_from(node),
             },
         )
 

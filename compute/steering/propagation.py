@@ -88,7 +88,7 @@ def _shares(graph: ConceptGraph, whole: str) -> list[tuple[str, float]]:
     """Return the parts of a whole that are concepts, each with its signed share."""
     if whole not in graph:
         return []
-    edges = [graph.edge(part, whole) for part in graph.parents(whole) if part[:2] != "0:"]
+    edges = [edge for edge in graph.edges_into(whole) if edge["source"][:2] != "0:"]
     strongest = max((abs(edge["strength"]) for edge in edges), default=0.0)
     if not strongest:
         return []

@@ -116,6 +116,10 @@ def test_columns_are_typed_and_unknowns_are_null():
     assert all(e is None or not math.isnan(e) for e in graph.edges["effect"].to_pylist())
     source, target = graph.edges["source"][0].as_py(), graph.edges["target"][0].as_py()
     edge = graph.edge(source, target)
+    assert edge in graph.edges_into(target)
+    assert edge in graph.edges_from(source)
+    assert [e["source"] for e in graph.edges_into(target)] == graph.parents(target)
+    assert [e["target"] for e in graph.edges_from(source)] == graph.children(source)
     assert "variant" not in edge
     assert edge["confidence"] == graph.edges["confidence"][0].as_py()
     assert "0:0" in graph
