@@ -31,6 +31,7 @@ from storage.atlas import (
     ImageExample,
     Level,
     Neighbour,
+    Steering,
     TokenExample,
     render,
 )
@@ -223,8 +224,9 @@ def atlas_data(
     steps: Sequence[tuple[str, float]],
     histories: Mapping[str, tuple[HistoryEntry, ...]] | None = None,
     changes: Changes | None = None,
+    strips: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> AtlasData:
-    """What the report shows of a run; histories are given by the concepts' ids."""
+    """What the report shows of a run; histories and strips are given by the concepts' ids."""
     nodes = {node["id"]: node for node in findings.graph.nodes.to_pylist()}
     concepts = [
         Concept(id=node["id"], level=0, index=node["index"], label=node["label"], frequency=0.0)
@@ -232,7 +234,7 @@ def atlas_data(
         if node["level"] == 0
     ]
     for number, level in enumerate(findings.levels, 1):
-        concepts += _concepts(number, level, nodes, histories or {})
+        concepts += _concepts(number, level, nodes, histories or {}, strips or {})
     observed = len([c for c in concepts if c.level == 0])
     levels = [Level(level=0, name="observed", n_concepts=observed)]
     for number, level in enumerate(findings.levels, 1):
@@ -311,6 +313,7 @@ def _concepts(
     level: LevelFindings,
     nodes: Mapping[str, Any],
     histories: Mapping[str, tuple[HistoryEntry, ...]],
+    strips: Mapping[str, Mapping[str, Any]],
 ) -> list[Concept]:
     summary = level.summary
     alive = np.flatnonzero(summary.counts)
@@ -337,6 +340,7 @@ def _concepts(
                 form=node["form"],
                 unexplained=node["unexplained"],
                 history=histories.get(node["id"], ()),
+                steering=Steering(**strips[node["id"]]) if node["id"] in strips else None,
             )
         )
     return concepts

@@ -220,6 +220,12 @@ class VerifySettings(_Settings):
     max_parts: int | None = Field(256, ge=1)
     """Most parts tested per level, chosen at random; null tests all."""
 
+    strips: int = Field(6, ge=0)
+    """Strong concepts of each level that the report shows steered, before and after."""
+
+    strip_scale: float = Field(0.0, ge=-100, le=100)
+    """Factor of the concept's code in a strip: 0 removes it, below 0 acts against it."""
+
     seed: int = Field(0, ge=0)
     """Fixes the choice of samples and parts."""
 

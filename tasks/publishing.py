@@ -21,12 +21,12 @@ from storage.references import Reference
 from tasks.announcing import announce
 from tasks.planning import code_commit, package_versions
 from tasks.progress import step_progress
-from tasks.steps import read_graph
+from tasks.steps import STRIPS_FILE, read_graph, read_strips
 
 __all__ = ["publish", "registry_of"]
 
 # Raised when publishing comes to put something else into an artifact.
-PUBLISH_VERSION = 2
+PUBLISH_VERSION = 3
 
 
 def registry_of(store: str) -> Registry:
@@ -81,6 +81,9 @@ def publish(
         files = publication.artifact_files(findings, dictionaries.location)
         assumed = publication.assumptions(findings, CodeSet(codes.location))
         files["assumptions.json"] = canonical_json(assumed.to_json())
+        strips = read_strips(graph)
+        if strips:
+            files[STRIPS_FILE] = canonical_json(strips)
         created_at = datetime.now(UTC).replace(microsecond=0)
         steps = [(step.step, step.seconds) for step in (activations, dictionaries, codes, graph)]
 
@@ -99,6 +102,7 @@ def publish(
                 ],
                 steps=steps,
                 histories=continuity.histories(version),
+                strips=strips,
                 changes=continuity.changes,
             )
             return publication.report_page(data)

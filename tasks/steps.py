@@ -6,6 +6,7 @@ interrupted one goes on where it stopped.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -61,6 +62,7 @@ RETRIES: dict[str, Any] = {
 """How often a step is tried again. What its last try left is found and not done again."""
 
 _GRAPH_FILES = ("nodes.parquet", "edges.parquet")
+STRIPS_FILE = "steering.json"
 
 
 def once(
@@ -277,6 +279,15 @@ def read_graph(reference: Reference) -> Any:
     from storage.graphs import ConceptGraph
 
     return ConceptGraph.from_parquet(*(reference.location.get(file) for file in _GRAPH_FILES))
+
+
+def read_strips(reference: Reference) -> dict[str, dict[str, Any]]:
+    """Steering strips by concept, if the graph has come with any."""
+    try:
+        strips: dict[str, dict[str, Any]] = json.loads(reference.location.get(STRIPS_FILE))
+    except FileNotFoundError:
+        return {}
+    return strips
 
 
 def published_metadata(

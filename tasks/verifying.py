@@ -17,14 +17,14 @@ from compute.settings import (
     VerifySettings,
 )
 from storage.locations import Location
-from storage.records import digest, fingerprint
+from storage.records import canonical_json, digest, fingerprint
 from storage.references import Reference
-from tasks.steps import RETRIES, once, read_graph
+from tasks.steps import RETRIES, STRIPS_FILE, once, read_graph
 
 __all__ = ["verify"]
 
 # Raised when the step comes to compute something else from the same settings.
-VERIFY_VERSION = 3
+VERIFY_VERSION = 4
 
 
 @task(name="verify", **RETRIES)
@@ -41,6 +41,8 @@ def verify(
 ) -> Reference:
     """Set parts in the running model, measure their wholes, and write the verdicts to the graph.
 
+    Strong concepts are steered, too, for the report to show.
+
     Returns
     -------
     Reference
@@ -54,6 +56,7 @@ def verify(
         from compute.learning import load_dictionaries
         from compute.sources import load_samples, look
         from compute.steering import ConceptLevel
+        from compute.steering.strips import steering_strips
         from compute.verification.items import held_out_items
 
         sources = look(model, inputs, levels, seed=extract.seed)
@@ -64,10 +67,12 @@ def verify(
             ConceptLevel(number, level.name, level.hookpoint, found[level.name], level.timestep)
             for number, level in enumerate(levels, 1)
         ]
-        bench = verification.Bench.of(sources.adapter(extract)(), measured, items)
+        adapter = sources.adapter(extract)()
+        bench = verification.Bench.of(adapter, measured, items)
+        recovered = read_graph(graph)
         result = verification.verify_edges(
             bench,
-            read_graph(graph),
+            recovered,
             min_confidence=settings.min_confidence,
             samples=settings.samples,
             controls=settings.controls,
@@ -75,7 +80,16 @@ def verify(
             seed=settings.seed,
             progress=progress,
         )
-        files = result.graph.to_parquet()
+        strips = steering_strips(
+            adapter,
+            measured,
+            recovered,
+            bench.pool,
+            items,
+            per_level=settings.strips,
+            scale=settings.strip_scale,
+        )
+        files = result.graph.to_parquet() | {STRIPS_FILE: canonical_json(strips)}
         for file, data in files.items():
             location.put(file, data)
         scores = {kind: asdict(getattr(result, kind)) for kind in ("edges", "shuffled", "random")}

@@ -18,7 +18,7 @@ from compute.steering.edits import Edit
 from compute.steering.levels import concept_levels
 from storage.graphs import concept_place
 
-__all__ = ["Outcome", "Variant", "compare", "default_prompts", "load_model"]
+__all__ = ["Outcome", "Variant", "compare", "default_prompts", "generate", "load_model"]
 
 # Plain prose that has to do with no concept in particular: the price of an edit is what it costs
 # here.
@@ -132,16 +132,20 @@ def compare(
     for number, variant in enumerate(variants):
         progress(number, len(variants))
         with torch.no_grad(), steer(adapter, levels, variant.edits) as steering:
-            if hasattr(adapter, "pipeline"):
-                outputs, scores = _draw(adapter, prompts, seed), {}
-                distance = steering.distance
-            else:
-                outputs = [_continue(adapter, prompt, new_tokens) for prompt in prompts]
-                distance = steering.distance
+            outputs, scores = generate(adapter, prompts, seed=seed, new_tokens=new_tokens), {}
+            distance = steering.distance
+            if not hasattr(adapter, "pipeline"):
                 scores = {"perplexity of unrelated text": _perplexity(adapter, NEUTRAL)}
         outcomes.append(Outcome(variant, outputs, scores, distance))
     progress(len(variants), len(variants))
     return outcomes
+
+
+def generate(adapter: Any, prompts: Sequence[str], *, seed: int, new_tokens: int) -> list[str]:
+    """Return what the model makes of prompts: greedy continuations, or PNGs as data URLs."""
+    if hasattr(adapter, "pipeline"):
+        return _draw(adapter, prompts, seed)
+    return [_continue(adapter, prompt, new_tokens) for prompt in prompts]
 
 
 def _continue(adapter: Any, prompt: str, new_tokens: int) -> str:

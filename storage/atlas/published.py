@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from storage.atlas.data import AtlasData, Concept, Edge, Level, TokenExample
+from storage.atlas.data import AtlasData, Concept, Edge, Level, Steering, TokenExample
 
 if TYPE_CHECKING:
     from storage.versions import Artifact
@@ -26,6 +27,7 @@ def published_atlas(artifact: Artifact) -> AtlasData:
     """
     graph = artifact.graph
     examples = {entry.level: _examples(artifact, entry.level) for entry in artifact.levels}
+    strips = json.loads(artifact.read("steering.json")) if "steering.json" in artifact.files else {}
     rows = graph.nodes.to_pylist()
     sizes = Counter(row["level"] for row in rows)
     names = {entry.level: entry for entry in artifact.levels}
@@ -49,13 +51,15 @@ def published_atlas(artifact: Artifact) -> AtlasData:
         created_at=artifact.manifest.created_at.isoformat(),
         title=f"{artifact.name}, version {artifact.version}",
         levels=tuple(levels),
-        concepts=tuple(_concept(row, examples) for row in rows),
+        concepts=tuple(_concept(row, examples, strips) for row in rows),
         edges=tuple(_edge(row) for row in graph.edges.to_pylist()),
     )
 
 
 def _concept(
-    row: Mapping[str, Any], examples: Mapping[int, Mapping[int, list[TokenExample]]]
+    row: Mapping[str, Any],
+    examples: Mapping[int, Mapping[int, list[TokenExample]]],
+    strips: Mapping[str, Any],
 ) -> Concept:
     shown = examples.get(row["level"], {}).get(row["index"], [])
     return Concept(
@@ -69,6 +73,7 @@ def _concept(
         kind=row["kind"],
         form=row["form"],
         unexplained=row["unexplained"],
+        steering=Steering(**strips[row["id"]]) if row["id"] in strips else None,
     )
 
 

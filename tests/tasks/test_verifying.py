@@ -6,11 +6,18 @@ from compute.settings import VerifySettings
 def test_verdicts_are_written_and_the_step_is_done_once(built, recipe):
     from prefect import flow
 
-    from tasks.steps import read_graph
+    from tasks.steps import read_graph, read_strips
     from tasks.verifying import verify
 
     settings = VerifySettings(
-        enabled=True, min_confidence=0, items=20, samples=4, controls=10, max_parts=6
+        enabled=True,
+        min_confidence=0,
+        items=20,
+        samples=4,
+        controls=10,
+        max_parts=6,
+        strips=3,
+        strip_scale=-4,
     )
 
     @flow
@@ -29,6 +36,13 @@ def test_verdicts_are_written_and_the_step_is_done_once(built, recipe):
 
     first, again = run(), run()
     assert first == again
+    strips = read_strips(first)
+    assert {name[0] for name in strips} == {"1", "2"}
+    assert len(strips) <= 2 * 3
+    assert all(strip["prompt"] and strip["media"] == "text" for strip in strips.values())
+    assert {strip["scale"] for strip in strips.values()} == {-4.0}
+    assert any(strip["before"] != strip["after"] for strip in strips.values())
+    assert read_strips(built["recover"]) == {}
     assert set(first.summary["verified"]) == {"edges", "shuffled", "random", "by_level"}
     plain, tested = read_graph(built["recover"]), read_graph(first)
     for column in ("source", "target", "strength"):
