@@ -3,13 +3,15 @@
     python tests/benchmarks/overhead.py [sprites]
 
 The recipe is run from its beginning by ``strata run``, in a store of its own. What the steps say
-they took is their work, Ray's starts included; the rest is the command line, Prefect (its server
-and database, task and flow runs, artifacts, assets, events) and the check of the inputs. The starts
+they took is their work, Ray's starts included; the rest is the check of the inputs before anything
+starts, which looks at the model with its own libraries, and then the command line and Prefect (its
+server and database, task and flow runs, artifacts, assets, events). The check and the starts
 inside steps are measured apart: connecting to Ray, and a new worker process for each of the steps
 that use Ray, without and with the import of torch, which any process of that kind must do. Rows:
 
 - ``run``, ``steps``: the whole, and the sum over steps;
-- ``Prefect and command line``: their difference;
+- ``check of inputs``: looking at model and inputs, in a process of its own;
+- ``Prefect and command line``: the rest of the run;
 - ``connect to Ray``, ``start of workers``, ``import of torch``: once, and once per such step;
 - ``orchestration``: Prefect and command line, connect, start of workers; with its share of the run.
 """
@@ -28,6 +30,16 @@ from pathlib import Path
 RESULTS = Path(__file__).parent / "results" / "overhead.csv"
 WITH_WORKERS = ("extract", "learn", "encode", "recover")
 FIELDS = ("recipe", "what", "seconds", "share", "machine", "command")
+
+CHECK = """
+import sys, time
+from flows.cli import _check
+from flows.recipe import load_recipe
+recipe = load_recipe(sys.argv[1], sys.argv[2:])
+begun = time.perf_counter()
+_check(recipe)
+print(time.perf_counter() - begun)
+"""
 
 STARTS = """
 import json, time
@@ -71,16 +83,25 @@ def starts():
     return json.loads(told.strip().splitlines()[-1])
 
 
+def check(recipe, store, settings):
+    """Seconds of the check that comes before a run."""
+    command = [sys.executable, "-c", CHECK, recipe, f"store={store}", *settings]
+    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return float(told.strip().splitlines()[-1])
+
+
 def measure(recipe, settings=()):
     """Rows of the table: what, seconds, share of the run."""
     with tempfile.TemporaryDirectory() as store:
         wall, steps = timed_run(recipe, store, settings)
+        checked = check(recipe, store, settings)
     ray = starts()
     n = len([step for step in steps if step in WITH_WORKERS])
-    around = wall - sum(steps.values())
+    around = wall - sum(steps.values()) - checked
     rows = {
         "run": wall,
         "steps": sum(steps.values()),
+        "check of inputs": checked,
         "Prefect and command line": around,
         "connect to Ray": ray["connect to Ray"],
         "start of workers": n * ray["bare"],

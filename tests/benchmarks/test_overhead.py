@@ -18,7 +18,8 @@ def test_the_parts_make_the_whole(tmp_path, tiny_recipe, monkeypatch):
     rows = {row["what"]: row for row in csv.DictReader((tmp_path / "out.csv").open())}
     seconds = {what: float(row["seconds"]) for what, row in rows.items()}
     assert seconds["run"] == pytest.approx(
-        seconds["steps"] + seconds["Prefect and command line"], abs=0.05
+        seconds["steps"] + seconds["check of inputs"] + seconds["Prefect and command line"],
+        abs=0.05,
     )
     assert 0 < seconds["orchestration"] < seconds["run"]
     assert all(value >= 0 for value in seconds.values())
