@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compute.cluster import actor_options, connect, worker_count
+from compute.cluster import actor_options, connect, next_ready, worker_count
 from compute.dictionaries.settings import DictionarySettings
 from compute.settings import ExtractSettings, LearnSettings, ResourceSettings
 from storage.activations import ActivationPlan, LevelPlan
@@ -129,7 +129,7 @@ def rehearse_extraction(
     samples = sources.arrange(settings.model_copy(update={"block_rows": 1}))
     one_item = samples.n_rows / (len(samples.blocks) - 1)
     samples = sources.arrange(settings.model_copy(update={"block_rows": int(passes * one_item)}))
-    memory = ray.get(task.remote(load, sources.items(samples)(0), resources))
+    memory = ray.get(next_ready([task.remote(load, sources.items(samples)(0), resources)]))
     n_blocks = len(samples.block_rows) - 1
     workers = worker_count(resources, -(-n_rows // settings.block_rows))
     blocks = samples.block_rows[: min(n_blocks, _BLOCKS * workers) + 1]
@@ -185,7 +185,7 @@ def rehearse_learning(
     task = ray.remote(max_retries=1, **actor_options(learning))(_rehearse)
     own = {name: getattr(learn, name) for name in DictionarySettings.model_fields}
     widths = tuple(level.width for level in plan.levels)
-    step, row, memory = ray.get(task.remote(widths, own, learning))
+    step, row, memory = ray.get(next_ready([task.remote(widths, own, learning)]))
     workers = worker_count(encoding, len(plan.shards))
     # The scores read every row with the trainer's threads; so does encoding, with its workers'.
     per_row = row * learning.cpus / (encoding.cpus * workers)
