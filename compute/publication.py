@@ -31,7 +31,6 @@ from storage.atlas import (
     ImageExample,
     Level,
     Neighbour,
-    Steering,
     TokenExample,
     render,
 )
@@ -224,7 +223,7 @@ def atlas_data(
     steps: Sequence[tuple[str, float]],
     histories: Mapping[str, tuple[HistoryEntry, ...]] | None = None,
     changes: Changes | None = None,
-    strips: Mapping[str, Mapping[str, Any]] | None = None,
+    strips: Mapping[str, Any] | None = None,
 ) -> AtlasData:
     """What the report shows of a run; histories and strips are given by the concepts' ids."""
     nodes = {node["id"]: node for node in findings.graph.nodes.to_pylist()}
@@ -313,7 +312,7 @@ def _concepts(
     level: LevelFindings,
     nodes: Mapping[str, Any],
     histories: Mapping[str, tuple[HistoryEntry, ...]],
-    strips: Mapping[str, Mapping[str, Any]],
+    strips: Mapping[str, Any],
 ) -> list[Concept]:
     summary = level.summary
     alive = np.flatnonzero(summary.counts)
@@ -340,7 +339,7 @@ def _concepts(
                 form=node["form"],
                 unexplained=node["unexplained"],
                 history=histories.get(node["id"], ()),
-                steering=Steering(**strips[node["id"]]) if node["id"] in strips else None,
+                steering=strips.get(node["id"]),
             )
         )
     return concepts

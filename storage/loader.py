@@ -20,7 +20,8 @@ _Array = npt.NDArray[Any]
 _Batch = dict[str, _Array]
 # Remote reads ahead, each by a thread of its own.
 _AHEAD = 2
-# Bytes of a level that are read at once; few, so that they stay in the cache of the processor.
+# Bytes of a level that are read at once; few, so that they stay in the cache of the processor, and
+# that memory does not depend on the shard's size.
 _READ_BYTES = 2 << 20
 
 

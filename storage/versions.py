@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Artifact"]
 
 REPORT_FILE = "report.html"
+STRIPS_FILE = "steering.json"
 _READERS = 4
 
 

@@ -18,10 +18,11 @@ from storage.codes import CodeSet
 from storage.locations import Location
 from storage.records import canonical_json, fingerprint
 from storage.references import Reference
+from storage.versions import STRIPS_FILE
 from tasks.announcing import announce
 from tasks.planning import code_commit, package_versions
 from tasks.progress import step_progress
-from tasks.steps import STRIPS_FILE, read_graph, read_strips
+from tasks.steps import read_graph, read_strips
 
 __all__ = ["publish", "registry_of"]
 

@@ -29,6 +29,7 @@ from storage.doctor import read_condemned
 from storage.locations import Location
 from storage.records import digest, fingerprint
 from storage.references import Reference, Step
+from storage.versions import STRIPS_FILE
 from tasks import planning
 from tasks.announcing import announce_step
 from tasks.progress import step_progress
@@ -62,7 +63,6 @@ RETRIES: dict[str, Any] = {
 """How often a step is tried again. What its last try left is found and not done again."""
 
 _GRAPH_FILES = ("nodes.parquet", "edges.parquet")
-STRIPS_FILE = "steering.json"
 
 
 def once(

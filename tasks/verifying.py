@@ -19,7 +19,8 @@ from compute.settings import (
 from storage.locations import Location
 from storage.records import canonical_json, digest, fingerprint
 from storage.references import Reference
-from tasks.steps import RETRIES, STRIPS_FILE, once, read_graph
+from storage.versions import STRIPS_FILE
+from tasks.steps import RETRIES, once, read_graph
 
 __all__ = ["verify"]
 

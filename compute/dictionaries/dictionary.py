@@ -162,9 +162,8 @@ class Dictionary:
         elif self.architecture == "jumprelu":
             codes = pre.relu() * (pre > self._weights["threshold"])
         else:
-            gain = self._weights["r_mag"].exp()
             open_gate = pre + self._weights["b_gate"] > 0
-            codes = (pre * gain + self._weights["b_mag"]).relu_() * open_gate
+            codes = self._magnitudes(pre).relu_() * open_gate
         return codes.reshape(*_leading(x), self.n_concepts)
 
     @torch.no_grad()
@@ -180,7 +179,7 @@ class Dictionary:
         """
         pre = self._pre_activations(self._rows(x))
         if self.architecture == "gated":
-            pre = pre * self._weights["r_mag"].exp() + self._weights["b_mag"]
+            pre = self._magnitudes(pre)
         return pre.reshape(*_leading(x), self.n_concepts)
 
     @torch.no_grad()
@@ -243,6 +242,10 @@ class Dictionary:
         """(b, n) before selection; for a gated dictionary without either bias."""
         pre = (rows - self.b_dec) @ self.W_enc
         return pre if self.architecture == "gated" else pre + self._weights["b_enc"]
+
+    def _magnitudes(self, pre: Tensor) -> Tensor:
+        """What a gated dictionary lets through where its gates are open."""
+        return pre * self._weights["r_mag"].exp() + self._weights["b_mag"]
 
     def _tensor(self, x: ArrayLike | Tensor) -> Tensor:
         return torch.as_tensor(x, device=self.device).to(self.dtype)

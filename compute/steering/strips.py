@@ -67,21 +67,25 @@ def steering_strips(
     PNG as a data URL) and ``scale``.
     """
     strips = {}
+    # Concepts are often strongest in the same sample.
+    unchanged: dict[tuple[str, int], str] = {}
+
+    def run(prompt: str, seed: int, edits: Sequence[Edit]) -> str:
+        with torch.no_grad(), steer(adapter, levels, edits):
+            return generate(adapter, [prompt], seed=seed, new_tokens=new_tokens)[0]
+
     for level in levels:
         for concept in strong_concepts(graph, level.level, per_level):
             asked = _prompt(adapter, pool, items, level.level, concept)
             if asked is None:
                 continue
-            prompt, seed = asked
-            both = []
-            for edits in ([], [Edit(level.level, concept, scale, half="both")]):
-                with torch.no_grad(), steer(adapter, levels, edits):
-                    both += generate(adapter, [prompt], seed=seed, new_tokens=new_tokens)
+            if asked not in unchanged:
+                unchanged[asked] = run(*asked, [])
             strips[f"{level.level}:{concept}"] = {
                 "media": "image" if hasattr(adapter, "pipeline") else "text",
-                "prompt": prompt,
-                "before": both[0],
-                "after": both[1],
+                "prompt": asked[0],
+                "before": unchanged[asked],
+                "after": run(*asked, [Edit(level.level, concept, scale, half="both")]),
                 "scale": scale,
             }
     return strips

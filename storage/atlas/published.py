@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from storage.atlas.data import AtlasData, Concept, Edge, Level, Steering, TokenExample
+from storage.atlas.data import AtlasData, Concept, Edge, Level, TokenExample
+from storage.versions import STRIPS_FILE
 
 if TYPE_CHECKING:
     from storage.versions import Artifact
@@ -27,7 +28,7 @@ def published_atlas(artifact: Artifact) -> AtlasData:
     """
     graph = artifact.graph
     examples = {entry.level: _examples(artifact, entry.level) for entry in artifact.levels}
-    strips = json.loads(artifact.read("steering.json")) if "steering.json" in artifact.files else {}
+    strips = json.loads(artifact.read(STRIPS_FILE)) if STRIPS_FILE in artifact.files else {}
     rows = graph.nodes.to_pylist()
     sizes = Counter(row["level"] for row in rows)
     names = {entry.level: entry for entry in artifact.levels}
@@ -73,7 +74,7 @@ def _concept(
         kind=row["kind"],
         form=row["form"],
         unexplained=row["unexplained"],
-        steering=Steering(**strips[row["id"]]) if row["id"] in strips else None,
+        steering=strips.get(row["id"]),
     )
 
 

@@ -49,7 +49,7 @@ connect()
 import ray
 told = {"connect to Ray": time.perf_counter() - begun}
 for name, text in (("bare", "pass"), ("torch", "import torch")):
-    # A runtime environment of its own gets a process of its own, as every step's workers do.
+    # An actor has a process of its own, as every step's workers have.
     @ray.remote(num_cpus=1)
     class Worker:
         def __init__(self): exec(text)

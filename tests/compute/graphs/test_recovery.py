@@ -48,7 +48,7 @@ def test_matrices_agree_with_lists(recovery):
 def test_evidence_is_in_range(recovery):
     e = recovery
     assert ((e.edge_strength > 0) & (e.edge_strength <= 1)).all()
-    assert ((e.edge_confidence > 0) & (e.edge_confidence <= 1)).all()
+    assert ((e.edge_confidence >= 0.4) & (e.edge_confidence <= 1)).all()
     assert ((e.edge_stability >= 0) & (e.edge_stability <= 1)).all()
     assert np.mean(e.edge_stability) > 0.9
     assert ((e.unexplained >= 0) & (e.unexplained <= 1)).all()
