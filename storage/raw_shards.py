@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import numpy as np
 import numpy.typing as npt
+from fastcrc import crc32
 
-__all__ = ["RawShard", "empty", "in_memory", "prefetch"]
+__all__ = ["RawShard", "empty"]
 
 _CHECKSUM = 4
 _PAGE = 4096
@@ -53,7 +53,8 @@ class RawShard:
         weakref.finalize(self, os.close, self._file)
         self._chunk_rows, self._row_bytes = chunk_rows, row_bytes
         index = np.empty(2 * n_chunks, dtype=_ENTRY)
-        begin = os.fstat(self._file).st_size - index.nbytes - _CHECKSUM
+        self._size = os.fstat(self._file).st_size
+        begin = self._size - index.nbytes - _CHECKSUM
         if begin < 0:
             raise ValueError("the file is too short")
         self._read(begin, index.view(np.uint8), None)
@@ -93,14 +94,34 @@ class RawShard:
                     self._read(self._offsets[chunk], whole, chunk)
                     wanted[:] = whole[first:last]
 
+    def in_memory(self) -> bool:
+        """Whether the file lies in the page cache, as far as the operating system can say."""
+        if not hasattr(os, "RWF_NOWAIT"):
+            return True
+        byte = bytearray(1)
+        try:
+            for begin in range(0, self._size, _PROBE):
+                os.preadv(self._file, [byte], begin, os.RWF_NOWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            # A file system without this request.
+            return True
+        return True
+
+    def prefetch(self) -> None:
+        """Ask the operating system to fetch the file into its page cache."""
+        for begin in range(0, self._size, _REQUEST):
+            os.posix_fadvise(self._file, begin, _REQUEST, os.POSIX_FADV_WILLNEED)
+
     def _read(self, offset: int, content: npt.NDArray[Any], chunk: int | None) -> None:
         if chunk is not None and not self._whole[chunk]:
             raise ValueError(f"chunk {chunk} is not whole")
         checksum = bytearray(_CHECKSUM)
         length = os.preadv(self._file, [content.data, checksum], offset)
-        expected = int.from_bytes(checksum, "little")
         # Checked at once, while the bytes are in the cache.
-        if length < len(content) + _CHECKSUM or google_crc32c.value(content) != expected:
+        expected = int.from_bytes(checksum, "little")
+        if length < len(content) + _CHECKSUM or crc32.iscsi(content.data) != expected:
             name = "the index" if chunk is None else f"chunk {chunk}"
             raise ValueError(f"the checksum of {name} does not match")
 
@@ -114,29 +135,5 @@ def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     """
     count = math.prod(shape) * dtype.itemsize
     raw = np.empty(count + _PAGE, dtype=np.uint8)
-    begin = -raw.ctypes.data % _PAGE
+    begin = -raw.__array_interface__["data"][0] % _PAGE
     return raw[begin : begin + count].view(dtype).reshape(shape)
-
-
-def in_memory(path: Path) -> bool:
-    """Whether a file lies in the page cache, as far as the operating system can say."""
-    if not hasattr(os, "RWF_NOWAIT"):
-        return True
-    byte = bytearray(1)
-    try:
-        with path.open("rb", buffering=0) as file:
-            for begin in range(0, os.fstat(file.fileno()).st_size, _PROBE):
-                os.preadv(file.fileno(), [byte], begin, os.RWF_NOWAIT)
-    except BlockingIOError:
-        return False
-    except OSError:
-        # No such file, of which its reader will complain, or a file system without this request.
-        return True
-    return True
-
-
-def prefetch(path: Path) -> None:
-    """Ask the operating system to fetch a file into its page cache."""
-    with path.open("rb", buffering=0) as file:
-        for begin in range(0, os.fstat(file.fileno()).st_size, _REQUEST):
-            os.posix_fadvise(file.fileno(), begin, _REQUEST, os.POSIX_FADV_WILLNEED)

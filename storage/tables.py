@@ -26,7 +26,7 @@ from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
 
 from storage.damage import CorruptMetadata, CorruptShard, NotSealed
 from storage.locations import AlreadyExists, Location
-from storage.raw_shards import RawShard, empty, in_memory, prefetch
+from storage.raw_shards import RawShard, empty
 from storage.records import canonical_json, digest
 
 __all__ = [
@@ -388,9 +388,12 @@ class SealedTable(Generic[PlanT]):
 
     def prefetch_shard(self, path: str, shard: int) -> Callable[[], None] | None:
         """What fetches a shard of one array from a local disk, unless it is in memory already."""
-        folder = self.location.local_path
-        file = folder / shard_object(self.plan, path, shard) if folder is not None else None
-        return None if file is None or in_memory(file) else functools.partial(prefetch, file)
+        try:
+            raw = self._raw_shard(path, shard)
+        except (OSError, ValueError):
+            # Its reader will say so.
+            return None
+        return None if raw is None or raw.in_memory() else raw.prefetch
 
     def _raw_shard(self, path: str, shard: int) -> RawShard | None:
         """A shard of raw chunks on a local disk; those last used stay open."""
