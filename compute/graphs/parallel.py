@@ -6,13 +6,14 @@ lock, and the data are shared.
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -36,12 +37,12 @@ class _SingleThreadedBlas:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._holders = 0
-        self._limits: threadpool_limits | None = None
+        self._limits: Any = None
 
     def __enter__(self) -> None:
         with self._lock:
             if self._limits is None:
-                self._limits = threadpool_limits(1, user_api="blas")
+                self._limits = _libraries().limit(limits=1, user_api="blas")
             self._holders += 1
 
     def __exit__(self, *_: object) -> None:
@@ -50,6 +51,12 @@ class _SingleThreadedBlas:
             if not self._holders and self._limits is not None:
                 self._limits.restore_original_limits()
                 self._limits = None
+
+
+@functools.cache
+def _libraries() -> ThreadpoolController:
+    """What is loaded; looking for it takes a tenth of the time of a small graph."""
+    return ThreadpoolController()
 
 
 # BLAS has one setting per process, so there is one of these.

@@ -39,3 +39,14 @@ def test_results_name_command_and_machine(benchmark, tmp_path):
     assert lines[0].startswith("# python ")
     assert "numpy" in lines[1]
     assert list(csv.DictReader(lines[3:])) == [{"a": "0.1235", "b": "c"}]
+
+
+def test_reliability_is_drawn_from_its_table(benchmark, tmp_path):
+    pytest.importorskip("matplotlib")
+    benchmark.draw_reliability(tmp_path)
+    assert not list(tmp_path.iterdir())
+    confidence = np.linspace(0.0, 1.0, 50)
+    rows = benchmark.reliability([confidence], [confidence > 0.3])
+    benchmark.write(tmp_path / "graphs_reliability.csv", rows)
+    benchmark.draw_reliability(tmp_path)
+    assert (tmp_path / "graphs_reliability.png").read_bytes().startswith(b"\x89PNG")

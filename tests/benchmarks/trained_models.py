@@ -82,16 +82,22 @@ def sprites(seed: int, captions: int) -> Recorded:
     return Recorded(levels, [details.astype(np.float32), wholes, wholes])
 
 
+def assign(codes: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The true variable (c,) int of every concept, −1 where it has none, and |correlation| (c,)."""
+    place, strength = np.full(codes.shape[1], -1), np.zeros(codes.shape[1])
+    concepts, variables = (np.flatnonzero(z.std(0) > 0) for z in (codes, truth))
+    if len(concepts) and len(variables):
+        a, b = ((z - z.mean(0)) / z.std(0) for z in (codes[:, concepts], truth[:, variables]))
+        correlation = np.abs(a.T @ b) / len(a)
+        rows, columns = linear_sum_assignment(-correlation)
+        place[concepts[rows]] = variables[columns]
+        strength[concepts[rows]] = correlation[rows, columns]
+    return place, strength
+
+
 def matched(codes: np.ndarray, truth: np.ndarray) -> float:
     """Mean |correlation| (n, c) against (n, v) under the best matching; what has none counts 0."""
-    truth = truth[:, truth.std(0) > 0]
-    codes = codes[:, codes.std(0) > 0]
-    if not codes.shape[1]:
-        return 0.0
-    a, b = ((z - z.mean(0)) / z.std(0) for z in (codes, truth))
-    correlation = np.abs(a.T @ b) / len(a)
-    rows, columns = linear_sum_assignment(-correlation)
-    return float(correlation[rows, columns].sum() / truth.shape[1])
+    return float(assign(codes, truth)[1].sum() / max(1, int((truth.std(0) > 0).sum())))
 
 
 def run(recorded: Recorded, method: str, seed: int, options: dict, scale: Scale) -> dict:
