@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -68,16 +69,18 @@ def run(recipe: RecipeArgument, settings: SetOption = [], store: StoreOption = N
     """
     if recipe in TRAININGS:
         training = load_training(recipe, _settings(settings, store))
-        _quiet_console()
+        server_answers = _begin_server()
         from flows.training import run_training
 
+        server_answers()
         run_training(training, out.print)
         return
     chosen = _recipe(recipe, settings, store)
+    server_answers = _begin_server()
     _check(chosen)
-    _quiet_console()
     from flows.build import build
 
+    server_answers()
     err.print(f"[bold]strata[/] runs {chosen.name!r} into {chosen.store}")
     references = build(chosen)
     _summary(references)
@@ -150,12 +153,14 @@ def _check(recipe: Recipe) -> None:
         raise BadInput(str(error)) from error
 
 
-def _quiet_console() -> None:
+def _begin_server() -> Callable[[], None]:
     """Keep Prefect's log lines off a terminal that shows progress bars; the API gets them all."""
-    os.environ.setdefault("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "true")
     if err.is_terminal:
         for handler in ("CONSOLE", "CONSOLE_FLOW_RUNS", "CONSOLE_TASK_RUNS"):
             os.environ.setdefault(f"PREFECT_LOGGING_HANDLERS_{handler}_LEVEL", "WARNING")
+    from flows.temporary_server import begin_server
+
+    return begin_server()
 
 
 def _summary(references: dict[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -128,7 +127,10 @@ def _repair(recipe: Recipe, damaged: dict[str, list[Any]]) -> None:
             condemn(table, shards)
             condemned.add(step)
     if condemned:
-        os.environ.setdefault("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "true")
+        from flows.temporary_server import begin_server
+
+        server_answers = begin_server()
         from flows.build import repair
 
+        server_answers()
         repair(recipe, last="encode" if "encode" in condemned else "extract")

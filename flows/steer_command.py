@@ -58,9 +58,13 @@ def steer(
     if not concept and find is None:
         raise BadInput("nothing says what to steer: give --find WORDS or --concept ID.")
     _check(place, name, version or "latest", concept)
+    from flows.temporary_server import begin_server
+
+    server_answers = begin_server()
     from flows.steering import SteerParameters
     from flows.steering import steer as flow
 
+    server_answers()
     try:
         told = flow(
             SteerParameters(

@@ -5,7 +5,7 @@
 The recipe is run from its beginning by ``strata run``, in a store of its own. What the steps say
 they took is their work, Ray's starts included; the rest is the check of the inputs before anything
 starts, which looks at the model with its own libraries, and then the command line and Prefect (its
-server and database, task and flow runs, artifacts, assets, events). The check and the starts
+server and database, which start beside the check, task and flow runs, artifacts, assets, events). The check and the starts
 inside steps are measured apart: connecting to Ray, and a new worker process for each of the steps
 that use Ray, without and with the import of torch, which any process of that kind must do. Rows:
 
@@ -33,11 +33,12 @@ FIELDS = ("recipe", "what", "seconds", "share", "machine", "command")
 
 CHECK = """
 import sys, time
-from flows.cli import _check
+import flows
 from flows.recipe import load_recipe
 recipe = load_recipe(sys.argv[1], sys.argv[2:])
 begun = time.perf_counter()
-_check(recipe)
+from tasks.planning import check
+check(recipe.store, recipe.model, recipe.inputs, recipe.levels, recipe.extract, recipe.learn)
 print(time.perf_counter() - begun)
 """
 
