@@ -5,9 +5,10 @@
 The recipe is run from its beginning by ``strata run``, in a store of its own. What the steps say
 they took is their work, Ray's starts included; the rest is the check of the inputs before anything
 starts, which looks at the model with its own libraries, and then the command line and Prefect (its
-server and database, which start beside the check, task and flow runs, artifacts, assets, events). The check and the starts
-inside steps are measured apart: connecting to Ray, and a new worker process for each of the steps
-that use Ray, without and with the import of torch, which any process of that kind must do. Rows:
+server and database, which start beside the check, task and flow runs, artifacts, assets, events).
+The check and the starts inside steps are measured apart: connecting to Ray, and a new worker
+process for each of the steps that use Ray, without and with the import of torch, which any process
+of that kind must do. Rows:
 
 - ``run``, ``steps``: the whole, and the sum over steps;
 - ``check of inputs``: looking at model and inputs, in a process of its own;
