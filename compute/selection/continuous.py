@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from compute.selection.estimator import Estimator
 from compute.selection.gates import FloatArray, pure_directions
 from compute.selection.level import Level
 from compute.selection.refinement import best_fit
+from compute.selection.whitening import Whitening
 
 _BATCH_ROWS = 1024
 # Rows on which levels are refined, and on which edges are recovered.
@@ -67,7 +68,8 @@ class HierarchicalSelectionModel(Estimator):
 
     Notes
     -----
-    The model is ``x_l = b_l + z_l W_l + noise`` with ``z_{l+1,j} = g_j(z_{l,pa(j)}, noise)``:
+    The model is ``x_l = b_l + z_l W_l + noise`` with ``z_{l+1,j} = g_j(z_{l,pa(j)}, noise)``, in
+    coordinates in which the activations of the level are white; noise is isotropic there.
 
     1. Every level gets a dictionary of its own, of twice as many directions as concepts are asked
        for: with no more than there are, some merge two and never part again.
@@ -120,9 +122,11 @@ class HierarchicalSelectionModel(Estimator):
             If levels differ in their rows or from ``n_concepts`` in number, there are too few rows,
             a value is not finite, or a setting is out of range.
         """
-        x = _checked(levels)
-        widths, active = self._settings(len(x))
-        n = len(x[0])
+        raw = _checked(levels)
+        widths, active = self._settings(len(raw))
+        n = len(raw[0])
+        whitenings = [Whitening.of(rows) for rows in raw]
+        x = [white.rows(rows) for white, rows in zip(whitenings, raw)]
         generator = torch.Generator().manual_seed(self.seed)
         order = torch.randperm(n, generator=generator)
         sample = order[:_REFINE_ROWS]
@@ -143,15 +147,17 @@ class HierarchicalSelectionModel(Estimator):
             level = best_fit(starts, rows[sample], parts, self.rounds, n, most)
             fitted.append(level)
             below = level.encode(rows[sample], parts)
-        self._levels = fitted
+        self._seen = [_Seen.of(level, white) for level, white in zip(fitted, whitenings)]
         self.n_features_in_ = tuple(rows.shape[1] for rows in x)
         self.n_concepts_ = tuple(level.n_concepts for level in fitted)
-        self.noise_ = [level.noise**0.5 for level in fitted]
         some = order[:_EDGE_ROWS].sort().values
-        codes_by_level = self.transform([rows[some] for rows in x])
+        shown = [rows[some] for rows in raw]
+        codes_by_level = self.transform(shown)
+        fits = list(zip(self._seen, shown, codes_by_level, strict=True))
+        self.noise_ = [seen.noise(rows, codes) for seen, rows, codes in fits]
         self.dictionaries_ = [
-            read_out(level, rows[some], codes)
-            for level, rows, codes in zip(fitted, x, codes_by_level, strict=True)
+            read_out(seen.directions, seen.bias, noise, rows, codes)
+            for noise, (seen, rows, codes) in zip(self.noise_, fits)
         ]
         found = [recover_edges(a, b, self.seed) for a, b in pairwise(codes_by_level)]
         self.edges_ = [_dense(edges.adjacency) for edges in found]
@@ -171,7 +177,8 @@ class HierarchicalSelectionModel(Estimator):
         fitted = self._fitted()
         if not 1 <= level <= len(fitted):
             raise ValueError(f"level is {level}; give 1 (the lowest) to {len(fitted)}.")
-        return fitted[level - 1].encode(self._rows(level, x))
+        seen = fitted[level - 1]
+        return seen.level.encode(seen.whitening.rows(self._rows(level, x))) * seen.lengths
 
     def transform(self, levels: Sequence[ArrayLike | Tensor]) -> list[FloatArray]:
         """Codes of aligned activations of all levels, wholes informed by their parts.
@@ -188,9 +195,10 @@ class HierarchicalSelectionModel(Estimator):
         if len({len(x) for x in rows}) > 1:
             raise ValueError(f"levels hold {[len(x) for x in rows]} rows; give aligned rows.")
         codes: list[FloatArray] = []
-        for level, x in zip(fitted, rows, strict=True):
-            codes.append(level.encode(x, codes[-1] if codes and self.coupled else None))
-        return codes
+        for seen, x in zip(fitted, rows, strict=True):
+            below = codes[-1] if codes and self.coupled else None
+            codes.append(seen.level.encode(seen.whitening.rows(x), below))
+        return [z * seen.lengths for z, seen in zip(codes, fitted)]
 
     def _settings(self, n_levels: int) -> tuple[list[int], list[int]]:
         widths = [int(width) for width in self.n_concepts]
@@ -210,10 +218,10 @@ class HierarchicalSelectionModel(Estimator):
                 raise ValueError(f"{name} is {getattr(self, name)}; give at least 1.")
         return widths, [min(k, width) for k, width in zip(active, widths, strict=True)]
 
-    def _fitted(self) -> list[Level]:
-        if not hasattr(self, "_levels"):
+    def _fitted(self) -> list[_Seen]:
+        if not hasattr(self, "_seen"):
             raise ValueError("the model is not fitted; call fit first.")
-        return self._levels
+        return self._seen
 
     def _rows(self, level: int, x: ArrayLike | Tensor) -> Tensor:
         rows = torch.as_tensor(x).detach().to(torch.float32)
@@ -221,6 +229,32 @@ class HierarchicalSelectionModel(Estimator):
         if rows.ndim != 2 or rows.shape[1] != d:
             raise ValueError(f"x has shape {tuple(rows.shape)}; level {level} needs (n, {d}).")
         return rows
+
+
+class _Seen(NamedTuple):
+    """A level, which is fitted in whitened coordinates, and how it looks in those of activations.
+
+    ``directions`` (c, d) are unit rows, ``bias`` is (d,), and ``lengths`` (c,) are what a code of
+    1 in whitened coordinates adds along its direction.
+    """
+
+    level: Level
+    whitening: Whitening
+    directions: Tensor
+    bias: Tensor
+    lengths: FloatArray
+
+    @classmethod
+    def of(cls, level: Level, whitening: Whitening) -> _Seen:
+        directions = level.directions @ whitening.back
+        lengths = torch.linalg.vector_norm(directions, dim=1, keepdim=True).clamp(min=1e-12)
+        bias = whitening.mean + level.bias @ whitening.back
+        return cls(level, whitening, directions / lengths, bias, lengths[:, 0].numpy())
+
+    def noise(self, x: Tensor, codes: FloatArray) -> float:
+        """Standard deviation per coordinate of what codes (n, c) leave of rows (n, d)."""
+        left = x - self.bias - torch.from_numpy(codes) @ self.directions
+        return float(left.square().mean().sqrt())
 
 
 def _starts(x: Tensor, first: Dictionary, parts: FloatArray | None, most: int) -> Iterator[Level]:

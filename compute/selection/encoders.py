@@ -8,24 +8,26 @@ from torch import Tensor
 
 from compute.dictionaries import Dictionary
 from compute.selection.gates import FloatArray
-from compute.selection.level import Level
 
 
-def read_out(level: Level, x: Tensor, codes: FloatArray) -> Dictionary:
+def read_out(
+    directions: Tensor, bias: Tensor, noise: float, x: Tensor, codes: FloatArray
+) -> Dictionary:
     """A JumpReLU dictionary that reads ``codes`` (n, c) off ``x`` (n, d) as closely as it can.
 
     The encoder is the least-squares map from activations to codes; each threshold lies where
-    active and inactive rows are told apart with fewest mistakes.
+    active and inactive rows are told apart with fewest mistakes. ``directions`` (c, d) and ``bias``
+    (d,) are those that decode, ``noise`` the standard deviation of what they leave.
     """
     n, d = x.shape
     z = torch.from_numpy(codes)
-    centred = (x - level.bias).double()
+    centred = (x - bias).double()
     design = torch.cat([centred, torch.ones(n, 1, dtype=torch.float64)], 1)
     # The noise that shrinks the map is the level's own.
-    ridge = max(level.noise, 1e-8) * torch.eye(d + 1, dtype=torch.float64)
+    ridge = max(noise**2, 1e-8) * torch.eye(d + 1, dtype=torch.float64)
     solution = torch.linalg.solve(design.T @ design + ridge, design.T @ z.double()).float()
     reading = (centred.float() @ solution[:d] + solution[d]).numpy()
-    threshold = np.zeros(level.n_concepts, np.float32)
+    threshold = np.zeros(len(directions), np.float32)
     for j, column in enumerate(reading.T):
         order = np.argsort(-column, kind="stable")
         # Reading the first m rows as active leaves out the other active ones.
@@ -36,9 +38,9 @@ def read_out(level: Level, x: Tensor, codes: FloatArray) -> Dictionary:
     weights = {
         "W_enc": solution[:d],
         "b_enc": solution[d],
-        "W_dec": level.directions,
-        "b_dec": level.bias,
+        "W_dec": directions,
+        "b_dec": bias,
         "threshold": torch.from_numpy(threshold),
     }
-    k = max(1, min(level.n_concepts, round(float((codes > 0).sum(1).mean()))))
+    k = max(1, min(len(directions), round(float((codes > 0).sum(1).mean()))))
     return Dictionary("jumprelu", weights, k=k)
