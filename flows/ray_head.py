@@ -1,21 +1,67 @@
-"""`ray start` without Ray's client server: ``python -m flows.ray_head start --head …``.
+"""`ray start` for a service that runs for months: ``python -m flows.ray_head start --head …``.
 
-Nothing here speaks to that server, it cannot be left out by an option, and on a busy machine it
-gives up after half a minute and takes the whole of Ray with it.
+Without Ray's client server: nothing here speaks to it, it cannot be left out by an option, and on a
+busy machine it gives up after half a minute and takes the whole of Ray with it. And with an end to
+the logs of workers: Ray keeps four files of every process that ever worked, for as long as it runs.
 """
 
 from __future__ import annotations
 
+import re
+import threading
+import time
+from pathlib import Path
 from typing import Any
 
-from ray.scripts import scripts
+import psutil
+
+__all__ = ["clear_logs"]
+
+# Processes that have ended and whose logs are still there to be read.
+_KEPT = 30
+_EVERY_SECONDS = 60
+_OF_PROCESS = re.compile(r"(?:worker|driver|EXPORT_TASK|CORE_WORKER)\S*[-_](\d+)\.(?:log|out|err)")
+
+
+def clear_logs(folder: Path, kept: int = _KEPT) -> None:
+    """Remove the logs of workers below a folder, but those of live ones and of the last to end."""
+    by_process: dict[int, list[Path]] = {}
+    for path in folder.rglob("*"):
+        found = _OF_PROCESS.search(path.name)
+        if found and path.is_file():
+            by_process.setdefault(int(found[1]), []).append(path)
+    ended = [number for number in by_process if not psutil.pid_exists(number)]
+    ended.sort(key=lambda number: max(map(_changed, by_process[number])), reverse=True)
+    for number in ended[kept:]:
+        for path in by_process[number]:
+            path.unlink(missing_ok=True)
 
 
 def main() -> None:
     """Run Ray's command line as on a machine that has no Ray client."""
+    from ray.scripts import scripts
+
+    threading.Thread(target=_keep_clear, daemon=True).start()
     commands: Any = scripts
     commands.get_ray_client_dependency_error = lambda: ImportError("left out")
     commands.main()
+
+
+def _keep_clear() -> None:
+    from ray._common.utils import get_default_system_temp_dir
+
+    temporary = Path(get_default_system_temp_dir())  # type: ignore[no-untyped-call]
+    logs = temporary / "ray" / "session_latest" / "logs"
+    while True:
+        time.sleep(_EVERY_SECONDS)
+        clear_logs(logs)
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 if __name__ == "__main__":

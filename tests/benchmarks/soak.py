@@ -27,7 +27,7 @@ import psutil
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from storage.artifacts import Registry
-from tests.live import LiveStack
+from tests.live import LiveStack, wait_until
 from tests.tiny import make_model, make_texts, tiny_values
 
 RESULTS = Path(__file__).parent / "results" / "soak.csv"
@@ -61,8 +61,9 @@ def soak(stack: LiveStack, temporary: Path, ray_folder: Path, n_runs: int) -> li
         run = stack.submit(f"learn.seed={number}")
         state = stack.wait(run, seconds=1200)
         seconds = time.monotonic() - begun
-        # Workers of a run that has ended need a moment to end themselves.
-        time.sleep(5)
+        # The processes of a run that has ended need a moment to end themselves.
+        wait_until(lambda: not stack.service("worker").children(), 120)
+        time.sleep(2)
         families = {name: family(stack.service(name)) for name in SERVICES}
         versions = registry.versions("tiny")
         continuity = registry.load("tiny").manifest.metrics["continuity"]
