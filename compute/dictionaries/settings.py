@@ -76,6 +76,13 @@ class DictionarySettings(BaseModel):
         min_length=1,
         description="Nested prefixes of a matryoshka dictionary, as shares of its concepts.",
     )
+    whiten: bool = Field(
+        False,
+        description=(
+            "Train on whitened activations, in which quiet concepts count as much as loud ones:"
+            " concepts are found better, while less of the variance is explained. Not for topk."
+        ),
+    )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32",
         description=(
@@ -90,6 +97,11 @@ class DictionarySettings(BaseModel):
             raise ValueError(
                 f"k = {self.k} exceeds n_concepts = {self.n_concepts}: choose a k no larger than"
                 " the number of concepts"
+            )
+        if self.whiten and self.architecture == "topk":
+            raise ValueError(
+                "whiten = true goes with every architecture but topk, whose choice of the k"
+                " strongest depends on the coordinates: choose batchtopk"
             )
         if self.warm_up + self.decay > 1:
             raise ValueError(

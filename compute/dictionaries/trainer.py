@@ -10,12 +10,12 @@ from torch import Tensor
 
 from compute.dictionaries.architectures import Normalization, architecture_named
 from compute.dictionaries.dictionary import Dictionary
-from compute.dictionaries.normalization import estimate_normalization
+from compute.dictionaries.normalization import estimate_normalization, estimate_whitening
 from compute.dictionaries.settings import DictionarySettings
 from compute.dictionaries.workers import ALONE, Workers
 
 # Everything else that is not a scalar has one row or number per concept.
-_PER_DIMENSION = {"decoder_bias", "mean"}
+_PER_DIMENSION = {"decoder_bias", "mean", "into", "back"}
 
 # How fast a concept's usefulness forgets: a memory of about a hundred batches.
 _USEFULNESS_RATE = 0.01
@@ -88,7 +88,7 @@ class DictionaryTrainer:
             self._start(batch)
         if self.steps_done == self.settings.spare_until:
             self._drop_spare()
-        rows = (batch - self.normalization.mean) / self.normalization.scale
+        rows = self.normalization.rows(batch)
         dead = self.dead
         gradients = self._architecture.gradients(
             self.parameters, self.buffers, rows, dead, self.settings
@@ -153,8 +153,11 @@ class DictionaryTrainer:
             **{f"parameters.{name}": tensor for name, tensor in self.parameters.items()},
             **{f"buffers.{name}": tensor for name, tensor in self.buffers.items()},
             **moments,
-            "mean": self.normalization.mean,
-            "scale": self.normalization.scale,
+            **{
+                name: tensor
+                for name, tensor in self.normalization._asdict().items()
+                if tensor is not None
+            },
             "rows_since_fired": self.rows_since_fired,
             "usefulness": self.usefulness,
             "steps_done": torch.tensor(self.steps_done),
@@ -209,14 +212,18 @@ class DictionaryTrainer:
     def _start(self, batch: Tensor) -> None:
         # Every worker must start from the same place, so each looks at the whole first batch.
         batch = self._workers.gather(batch)
-        estimated = estimate_normalization(batch)
         mean, scale = self._given
-        self.normalization = Normalization(
-            estimated.mean if mean is None else mean.to(self.device, torch.float32),
-            estimated.scale if scale is None else torch.tensor(scale, device=self.device),
-        )
+        if self.settings.whiten:
+            estimated = estimate_whitening(batch)
+        else:
+            estimated = estimate_normalization(batch)
+            if scale is not None:
+                estimated = estimated._replace(scale=torch.tensor(scale, device=self.device))
+        if mean is not None:
+            estimated = estimated._replace(mean=mean.to(self.device, torch.float32))
+        self.normalization = estimated
         generator = torch.Generator().manual_seed(self.settings.seed)
-        rows = (batch - self.normalization.mean) / self.normalization.scale
+        rows = self.normalization.rows(batch)
         n = self.settings.n_concepts + self.settings.spare_concepts(batch.shape[1])
         self.parameters = self._architecture.parameters(n, rows, self.settings, generator)
         self.buffers = self._architecture.buffers(self.parameters, rows, self.settings)
@@ -236,7 +243,9 @@ class DictionaryTrainer:
     def _adopt(self, state: Mapping[str, Tensor]) -> None:
         self.parameters = _part(state, "parameters")
         self.buffers = _part(state, "buffers")
-        self.normalization = Normalization(state["mean"], state["scale"])
+        self.normalization = Normalization(
+            state["mean"], state["scale"], state.get("into"), state.get("back")
+        )
         self.rows_since_fired = state["rows_since_fired"]
         self.usefulness = state["usefulness"]
         self.steps_done = int(state["steps_done"])

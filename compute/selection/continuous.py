@@ -12,6 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from compute.dictionaries import Dictionary, fit_dictionary
+from compute.dictionaries.architectures import Normalization
+from compute.dictionaries.normalization import estimate_whitening
 from compute.graphs import recover_edges
 from compute.graphs.columns import FEWEST_ROWS
 from compute.selection.encoders import read_out
@@ -19,7 +21,6 @@ from compute.selection.estimator import Estimator
 from compute.selection.gates import FloatArray, pure_directions
 from compute.selection.level import Level
 from compute.selection.refinement import best_fit
-from compute.selection.whitening import Whitening
 
 _BATCH_ROWS = 1024
 # Rows on which levels are refined, and on which edges are recovered.
@@ -125,7 +126,7 @@ class HierarchicalSelectionModel(Estimator):
         raw = _checked(levels)
         widths, active = self._settings(len(raw))
         n = len(raw[0])
-        whitenings = [Whitening.of(rows) for rows in raw]
+        whitenings = [estimate_whitening(rows) for rows in raw]
         x = [white.rows(rows) for white, rows in zip(whitenings, raw)]
         generator = torch.Generator().manual_seed(self.seed)
         order = torch.randperm(n, generator=generator)
@@ -239,16 +240,16 @@ class _Seen(NamedTuple):
     """
 
     level: Level
-    whitening: Whitening
+    whitening: Normalization
     directions: Tensor
     bias: Tensor
     lengths: FloatArray
 
     @classmethod
-    def of(cls, level: Level, whitening: Whitening) -> _Seen:
-        directions = level.directions @ whitening.back
+    def of(cls, level: Level, whitening: Normalization) -> _Seen:
+        directions = whitening.directions(level.directions)
         lengths = torch.linalg.vector_norm(directions, dim=1, keepdim=True).clamp(min=1e-12)
-        bias = whitening.mean + level.bias @ whitening.back
+        bias = whitening.mean + whitening.directions(level.bias)
         return cls(level, whitening, directions / lengths, bias, lengths[:, 0].numpy())
 
     def noise(self, x: Tensor, codes: FloatArray) -> float:

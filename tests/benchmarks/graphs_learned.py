@@ -11,7 +11,7 @@ between two adjacent levels
 - ``true``: the variables themselves;
 - ``read off``: each variable's least-squares reading from the activations of its level, fitted on
   the same rows: what a linear look at the activations can know at best;
-- ``independent``: of ``fit_dictionary``, every level by itself;
+- ``independent`` and ``independent, whitened``: of ``fit_dictionary``, every level by itself;
 - ``hierarchical``: of ``HierarchicalSelectionModel``, which brings its own edges.
 
 Learned concepts are matched with variables, one to one, by |correlation|, of which ``mcc_parts``
@@ -54,7 +54,7 @@ FIELDS = (
     "rows",
     "cpu_seconds",
 )
-CODES = ("true", "read off", "independent", "hierarchical")
+CODES = ("true", "read off", "independent", "independent, whitened", "hierarchical")
 VECTORS = {"sizes": (48, 16, 4), "dim": 64}
 
 
@@ -187,7 +187,7 @@ def main(arguments: list[str] | None = None, scale: Scale | None = None) -> list
                     if (scores := [r[label] for r in rows_of])
                 ]
                 sys.stdout.write(
-                    f"{world:8} {name:13} from level {level}: {', '.join(told)} "
+                    f"{world:8} {name:22} from level {level}: {', '.join(told)} "
                     f"({len(rows_of)} seeds)\n"
                 )
     return rows

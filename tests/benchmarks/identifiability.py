@@ -16,7 +16,9 @@ which bring their own, are recovered from their codes by ``recover_edges``.
 - ``hierarchical``: ``HierarchicalSelectionModel``;
 - ``minimal``: the same, offered twice the true number of concepts at every level;
 - ``uncoupled``: the same with ``coupled=False``, every level by itself;
-- ``independent``: ``fit_dictionary`` per level, at the settings the hierarchical model starts from;
+- ``independent``: ``fit_dictionary`` per level, at the settings the hierarchical model starts from,
+  but as dictionaries are commonly trained; ``independent, whitened``: in whitened coordinates, as
+  the hierarchical model does;
 - ``one dictionary``: one over the rows of all levels; a concept is of the level it serves most;
 - ``random decoder``: frozen random directions, codes by TopK;
 - ``saelens topk``, ``saelens matryoshka``: SAELens' training classes, same steps and batches;
@@ -134,10 +136,17 @@ def hierarchical(problem: Problem, coupled: bool = True, offered: int = 1) -> An
     )
 
 
-def independent(problem: Problem) -> Answer:
+def independent(problem: Problem, whiten: bool = False) -> Answer:
     found = [
         fit_dictionary(
-            x, width, k, problem.scale.steps, problem.seed, "batchtopk", batch_size=BATCH
+            x,
+            width,
+            k,
+            problem.scale.steps,
+            problem.seed,
+            "batchtopk",
+            batch_size=BATCH,
+            whiten=whiten,
         )
         for x, width, k in zip(problem.x, problem.widths, problem.k)
     ]
@@ -245,6 +254,7 @@ METHODS: dict[str, Callable[[Problem], Answer]] = {
     "minimal": lambda problem: hierarchical(problem, offered=2),
     "uncoupled": lambda problem: hierarchical(problem, coupled=False),
     "independent": independent,
+    "independent, whitened": lambda problem: independent(problem, whiten=True),
     "one dictionary": one_dictionary,
     "random decoder": random_decoder,
     "saelens topk": lambda problem: saelens(problem, "topk"),
@@ -394,7 +404,7 @@ def main(arguments: list[str] | None = None, scale: Scale = SMALL) -> list[dict]
                     write(path, rows)
     for line in summary(rows):
         sys.stdout.write(
-            "{method:20} {runs:3}  parts {mcc_parts:.3f}  wholes {mcc_wholes:.3f} "
+            "{method:22} {runs:3}  parts {mcc_parts:.3f}  wholes {mcc_wholes:.3f} "
             "(lead {mcc_wholes_lead:+.3f} ± {mcc_wholes_lead_sd:.3f})  edges {edge_f1:.3f} "
             "(lead {edge_f1_lead:+.3f} ± {edge_f1_lead_sd:.3f})  "
             "count off by {count_error:.3f}\n".format(**line)

@@ -37,7 +37,15 @@ from compute.worlds.grammar_model import grammar_activations, grammar_world, tra
 from storage.locations import Location
 
 FIELDS = ("model", "method", "seed", "level_1", "level_2", "level_3", "cpu_seconds")
-METHODS = ("hierarchical", "uncoupled", "independent", "saelens topk", "random decoder", "ica")
+METHODS = (
+    "hierarchical",
+    "uncoupled",
+    "independent, whitened",
+    "independent",
+    "saelens topk",
+    "random decoder",
+    "ica",
+)
 # Texts of a grammar, and captions of sprites.
 TEXTS, CAPTIONS = 1000, 300
 GRAMMAR = {"n_concepts": (48, 48, 48), "k": [3, 4, 4]}
@@ -152,7 +160,7 @@ def main(arguments: list[str] | None = None, scale: Scale | None = None) -> list
             if own:
                 values = [[r[name] for r in own] for name in FIELDS[3:6]]
                 told = "  ".join(f"{np.mean(v):.3f} ± {np.std(v):.3f}" for v in values)
-                sys.stdout.write(f"{model:8} {method:16} {len(own)}  {told}\n")
+                sys.stdout.write(f"{model:8} {method:22} {len(own)}  {told}\n")
     return rows
 
 

@@ -14,13 +14,26 @@ Tensors = dict[str, Tensor]
 
 
 class Normalization(NamedTuple):
-    """The affine map under which training sees its rows: ``(x - mean) / scale``.
+    """The affine map under which training sees its rows: ``(x - mean) / scale``, or whitened.
 
-    ``mean`` is (d,), ``scale`` a scalar tensor in units of the activations.
+    ``mean`` is (d,), ``scale`` a scalar tensor in units of the activations. If rows are whitened,
+    ``into`` and ``back`` (d, d), symmetric and inverse to each other, take the place of the scale,
+    which is 1 then.
     """
 
     mean: Tensor
     scale: Tensor
+    into: Tensor | None = None
+    back: Tensor | None = None
+
+    def rows(self, x: Tensor) -> Tensor:
+        """Rows (n, d) of activations as training sees them."""
+        centred = x - self.mean
+        return centred / self.scale if self.into is None else centred @ self.into
+
+    def directions(self, weights: Tensor) -> Tensor:
+        """Directions (n, d), up to ``scale``, as they lie among activations."""
+        return weights if self.back is None else weights @ self.back
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +115,11 @@ def folded(parameters: Mapping[str, Tensor], norm: Normalization) -> Tensors:
 
     With ``u = (x - mean) / scale`` and codes ``z = E (u - b) + c``, the codes of ``x`` in its own
     units are ``scale · z``: the encoder and the unit decoder are untouched, biases are scaled.
+    With ``u = (x - mean) @ into`` both take one more matrix, and the decoder's rows lose unit norm.
     """
+    encoder = parameters["encoder"].T
     return {
-        "W_enc": parameters["encoder"].T.contiguous(),
-        "W_dec": parameters["decoder"].clone(),
-        "b_dec": parameters["decoder_bias"] * norm.scale + norm.mean,
+        "W_enc": (encoder if norm.into is None else norm.into @ encoder).contiguous(),
+        "W_dec": norm.directions(parameters["decoder"]).clone(),
+        "b_dec": norm.directions(parameters["decoder_bias"]) * norm.scale + norm.mean,
     }
