@@ -18,7 +18,7 @@ import psutil
 __all__ = ["clear_logs"]
 
 # Processes that have ended and whose logs are still there to be read.
-_KEPT = 30
+_KEPT = 20
 _EVERY_SECONDS = 60
 _OF_PROCESS = re.compile(r"(?:worker|driver|EXPORT_TASK|CORE_WORKER)\S*[-_](\d+)\.(?:log|out|err)")
 
