@@ -18,10 +18,11 @@ def benchmark():
 
 def test_rows_are_computed_once(benchmark, tmp_path, monkeypatch):
     scale = benchmark.Scale(sizes=(12, 5, 3), dim=12, rows=600, steps=20, rounds=3)
-    asked = ["--worlds", "and", "--methods", "independent", "random decoder", "saelens topk"]
+    methods = ["independent, whitened", "random decoder", "saelens topk", "sparse vae"]
+    asked = ["--worlds", "and", "--methods", *methods]
     asked += ["--seeds", "1", "--out", str(tmp_path)]
     rows = benchmark.main(asked, scale)
-    assert {row["method"] for row in rows} == set(asked[3:6])
+    assert {row["method"] for row in rows} == set(methods)
     assert (tmp_path / "identifiability.csv").read_text().startswith("# python")
     monkeypatch.setattr(benchmark, "run", None)
     again = benchmark.main(asked, scale)
