@@ -23,6 +23,9 @@ from compute.selection.level import Level
 from compute.selection.refinement import best_fit
 
 _BATCH_ROWS = 1024
+# Of the mean eigenvalue, added to each before whitening. With less, the noise of directions without
+# concepts is blown up until some of it looks like concepts.
+_LEAST_VARIANCE = 0.3
 # Rows on which levels are refined, and on which edges are recovered.
 _REFINE_ROWS = 6000
 _EDGE_ROWS = 20_000
@@ -126,7 +129,7 @@ class HierarchicalSelectionModel(Estimator):
         raw = _checked(levels)
         widths, active = self._settings(len(raw))
         n = len(raw[0])
-        whitenings = [estimate_whitening(rows) for rows in raw]
+        whitenings = [estimate_whitening(rows, _LEAST_VARIANCE) for rows in raw]
         x = [white.rows(rows) for white, rows in zip(whitenings, raw)]
         generator = torch.Generator().manual_seed(self.seed)
         order = torch.randperm(n, generator=generator)
