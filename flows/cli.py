@@ -154,7 +154,8 @@ def _check(recipe: Recipe) -> None:
 
 
 def _begin_server() -> Callable[[], None]:
-    """Keep Prefect's log lines off a terminal that shows progress bars; the API gets them all."""
+    """Begin to start a server if there is none, and give back what waits until it answers."""
+    # Prefect's log lines stay off a terminal that shows progress bars; the API gets them all.
     if err.is_terminal:
         for handler in ("CONSOLE", "CONSOLE_FLOW_RUNS", "CONSOLE_TASK_RUNS"):
             os.environ.setdefault(f"PREFECT_LOGGING_HANDLERS_{handler}_LEVEL", "WARNING")

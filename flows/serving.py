@@ -14,9 +14,16 @@ from typing import Any
 
 from flows.recipe import BadInput, Recipe
 
-__all__ = ["healthy", "local_server", "nightly_schedule", "serve_nightly"]
+__all__ = [
+    "HOST",
+    "healthy",
+    "local_server",
+    "nightly_schedule",
+    "serve_nightly",
+    "wait_until_healthy",
+]
 
-_HOST = "127.0.0.1"
+HOST = "127.0.0.1"
 _PORT = 4200
 _START_SECONDS = 120
 
@@ -82,19 +89,19 @@ def local_server() -> Iterator[str]:
     if configured:
         yield configured
         return
-    url = f"http://{_HOST}:{_PORT}/api"
+    url = f"http://{HOST}:{_PORT}/api"
     # Before anything of Prefect is imported, so that this process talks to that server.
     os.environ["PREFECT_API_URL"] = url
     if healthy(url):
         yield url
         return
     with socket.socket() as probe:
-        if probe.connect_ex((_HOST, _PORT)) == 0:
+        if probe.connect_ex((HOST, _PORT)) == 0:
             raise BadInput(
                 f"port {_PORT} is taken by something that is no Prefect server: free it, or set "
                 "PREFECT_API_URL."
             )
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", _HOST]
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST]
     server = subprocess.Popen(  # noqa: S603
         [*command, "--port", str(_PORT)],
         stdout=subprocess.DEVNULL,
@@ -102,14 +109,29 @@ def local_server() -> Iterator[str]:
     )
     try:
         deadline = time.monotonic() + _START_SECONDS
-        while not healthy(url):
-            if server.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError("the Prefect server did not start: try `prefect server start`.")
-            time.sleep(0.5)
+        wait_until_healthy(
+            url, server, deadline, "the Prefect server did not start: try `prefect server start`."
+        )
         yield url
     finally:
         server.terminate()
         server.wait(timeout=30)
+
+
+def wait_until_healthy(
+    url: str, server: subprocess.Popen[bytes], deadline: float, complaint: str
+) -> None:
+    """Wait until a server answers at `url`.
+
+    Raises
+    ------
+    RuntimeError
+        With the complaint, if it has ended, or the monotonic clock has passed the deadline.
+    """
+    while not healthy(url):
+        if server.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(complaint)
+        time.sleep(0.05)
 
 
 def healthy(url: str) -> bool:

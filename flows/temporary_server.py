@@ -8,6 +8,7 @@ command, however that ends.
 from __future__ import annotations
 
 import atexit
+import functools
 import os
 import socket
 import subprocess
@@ -16,11 +17,10 @@ import threading
 import time
 from collections.abc import Callable
 
-from flows.serving import healthy
+from flows.serving import HOST, wait_until_healthy
 
 __all__ = ["begin_server"]
 
-_HOST = "127.0.0.1"
 _STOP_SECONDS = 5
 # What Prefect tells the servers that it starts for one command: no page, only the services that
 # keep what a flow reports, and no server below this one.
@@ -34,8 +34,8 @@ _EPHEMERAL = {
 def begin_server() -> Callable[[], None]:
     """Begin to start a server, if Prefect has no other, and give back what waits until it answers.
 
-    The wait is to be called before a flow starts. The
-    server listens on the loopback address only, and stops when this process ends.
+    The wait is to be called before a flow starts. The server listens on the loopback address only,
+    and stops when this process ends.
 
     Raises
     ------
@@ -51,7 +51,7 @@ def begin_server() -> Callable[[], None]:
     if settings.api.url or not ephemeral.enabled:
         return lambda: None
     with socket.socket() as probe:
-        probe.bind((_HOST, 0))
+        probe.bind((HOST, 0))
         port = probe.getsockname()[1]
     # A session of its own: what Ctrl-C ends can still be told to the server.
     server = subprocess.Popen(  # noqa: S603
@@ -62,20 +62,15 @@ def begin_server() -> Callable[[], None]:
     )
     # Registered before Prefect's own, and so called after them: they still have something to tell.
     atexit.register(_stop, server)
-    os.environ["PREFECT_API_URL"] = f"http://{_HOST}:{port}/api"
+    url = os.environ["PREFECT_API_URL"] = f"http://{HOST}:{port}/api"
     refresh_global_settings_context()
     deadline = time.monotonic() + ephemeral.startup_timeout_seconds
 
-    def wait() -> None:
-        while not healthy(os.environ["PREFECT_API_URL"]):
-            if server.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(
-                    "the temporary Prefect server did not start: try `prefect server start`, and "
-                    "set PREFECT_API_URL to where it listens."
-                )
-            time.sleep(0.05)
-
-    return wait
+    complaint = (
+        "the temporary Prefect server did not start: try `prefect server start`, and set "
+        "PREFECT_API_URL to where it listens."
+    )
+    return functools.partial(wait_until_healthy, url, server, deadline, complaint)
 
 
 def _stop(server: subprocess.Popen[bytes]) -> None:
@@ -95,7 +90,7 @@ def _serve(port: int) -> None:
         uvicorn.Config(
             "prefect.server.api.server:create_app",
             factory=True,
-            host=_HOST,
+            host=HOST,
             port=port,
             log_level="error",
             lifespan="on",

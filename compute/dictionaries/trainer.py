@@ -49,7 +49,7 @@ class DictionaryTrainer:
         How to train.
     mean, scale
         Centre (d,) and scale of the activations, in their units. Left out, they are estimated
-        from the first batch.
+        from the first batch; whitened activations have the scale 1 whatever is given.
     device
         Where to train; batches are moved there.
     workers

@@ -28,6 +28,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -297,24 +298,19 @@ def causal_learn_grasp(codes: list[np.ndarray]) -> list[np.ndarray]:
     return split((graph != 0) | (graph.T != 0), codes)
 
 
-def dagma(codes: list[np.ndarray]) -> list[np.ndarray]:
-    """DAGMA, linear; its own threshold."""
+def dagma(codes: list[np.ndarray], most: int | None = None) -> list[np.ndarray]:
+    """DAGMA, linear, its own threshold; among the ``most`` most varying variables, if given.
+
+    Causal Concept Graphs do the latter with 64; there is no edge elsewhere.
+    """
     from dagma.linear import DagmaLinear
 
     x = np.concatenate(codes, axis=1)
-    graph = DagmaLinear(loss_type="l2").fit((x - x.mean(axis=0)) / x.std(axis=0), lambda1=0.02)
-    return split((graph != 0) | (graph.T != 0), codes)
-
-
-def dagma_top(codes: list[np.ndarray]) -> list[np.ndarray]:
-    """DAGMA among the 64 most varying variables, as Causal Concept Graphs do; no edge elsewhere."""
-    from dagma.linear import DagmaLinear
-
-    x = np.concatenate(codes, axis=1)
-    top = np.argsort(-x.var(axis=0), kind="stable")[:64]
+    size = x.shape[1]
+    top = np.arange(size) if most is None else np.argsort(-x.var(axis=0), kind="stable")[:most]
     y = (x[:, top] - x[:, top].mean(axis=0)) / x[:, top].std(axis=0)
     found = DagmaLinear(loss_type="l2").fit(y, lambda1=0.02)
-    graph = np.zeros((x.shape[1], x.shape[1]), dtype=bool)
+    graph = np.zeros((size, size), dtype=bool)
     graph[np.ix_(top, top)] = (found != 0) | (found.T != 0)
     return split(graph, codes)
 
@@ -336,7 +332,7 @@ METHODS: dict[str, Callable[[list[np.ndarray]], list[np.ndarray]]] = {
     "causal-learn GRaSP": causal_learn_grasp,
     "causal-learn PC Fisher-Z": causal_learn_pc,
     "DAGMA": dagma,
-    "DAGMA, 64 concepts": dagma_top,
+    "DAGMA, 64 concepts": partial(dagma, most=64),
 }
 
 

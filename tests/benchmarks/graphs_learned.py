@@ -133,7 +133,7 @@ def run(world: str, name: str, seed: int, samples: int | None, scale: Scale) -> 
     answer = codes_of(known, name, seed, scale)
     graphs = answer.edges or [recover_edges(a, b).adjacency for a, b in pairwise(answer.codes)]
     matches = [trained_models.assign(z, true) for z, true in zip(answer.codes, known.truth)]
-    scores = [trained_models.matched(z, true) for z, true in zip(answer.codes, known.truth)]
+    scores = [trained_models.mean_strength(s, true) for (_, s), true in zip(matches, known.truth)]
     seconds = time.process_time() - started
     rows = []
     for level, (graph, true) in enumerate(zip(graphs, known.edges)):

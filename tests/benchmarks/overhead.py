@@ -34,7 +34,6 @@ FIELDS = ("recipe", "what", "seconds", "share", "machine", "command")
 
 CHECK = """
 import sys, time
-import flows
 from flows.recipe import load_recipe
 recipe = load_recipe(sys.argv[1], sys.argv[2:])
 begun = time.perf_counter()

@@ -1,17 +1,12 @@
 """The benchmark of learned concepts' graphs runs, goes on where it was, and scores the truth 1."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 
 @pytest.fixture
-def benchmark(monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).parent)
-    import graphs_learned
-
-    return graphs_learned
+def benchmark(import_benchmark):
+    return import_benchmark("graphs_learned")
 
 
 def test_rows_are_computed_once(benchmark, tmp_path, monkeypatch):

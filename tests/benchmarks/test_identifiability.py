@@ -18,7 +18,13 @@ def benchmark():
 
 def test_rows_are_computed_once(benchmark, tmp_path, monkeypatch):
     scale = benchmark.Scale(sizes=(12, 5, 3), dim=12, rows=600, steps=20, rounds=3)
-    methods = ["independent, whitened", "random decoder", "saelens topk", "sparse vae"]
+    methods = [
+        "independent",
+        "independent, whitened",
+        "random decoder",
+        "saelens topk",
+        "sparse vae",
+    ]
     asked = ["--worlds", "and", "--methods", *methods]
     asked += ["--seeds", "1", "--out", str(tmp_path)]
     rows = benchmark.main(asked, scale)

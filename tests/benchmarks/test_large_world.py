@@ -1,12 +1,8 @@
 """The benchmark of the large world runs at a small size."""
 
-from pathlib import Path
 
-
-def test_every_method_is_scored(monkeypatch, tmp_path):
-    monkeypatch.syspath_prepend(Path(__file__).parent)
-    import large_world
-
+def test_every_method_is_scored(import_benchmark, tmp_path):
+    large_world = import_benchmark("large_world")
     asked = ["--rows", "2000", "--steps", "80", "--seeds", "2", "--parts", "32", "--threads", "1"]
     asked += ["--methods", "independent", "random decoder", "--out", str(tmp_path)]
     rows = large_world.main(asked)

@@ -1,17 +1,12 @@
 """The benchmark of trained models runs, goes on where it was, and its score means what it says."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 
 @pytest.fixture
-def benchmark(monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).parent)
-    import trained_models
-
-    return trained_models
+def benchmark(import_benchmark):
+    return import_benchmark("trained_models")
 
 
 def test_rows_are_computed_once(benchmark, tmp_path, monkeypatch):

@@ -105,7 +105,12 @@ def assign(codes: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 def matched(codes: np.ndarray, truth: np.ndarray) -> float:
     """Mean |correlation| (n, c) against (n, v) under the best matching; what has none counts 0."""
-    return float(assign(codes, truth)[1].sum() / max(1, int((truth.std(0) > 0).sum())))
+    return mean_strength(assign(codes, truth)[1], truth)
+
+
+def mean_strength(strength: np.ndarray, truth: np.ndarray) -> float:
+    """Mean of the |correlations| (c,) of an assignment over the variables (n, v) that vary."""
+    return float(strength.sum() / max(1, int((truth.std(0) > 0).sum())))
 
 
 def run(recorded: Recorded, method: str, seed: int, options: dict, scale: Scale) -> dict:
