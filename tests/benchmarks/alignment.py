@@ -1,0 +1,213 @@
+"""Concepts learnt anew keep their identity: alignment of two nights on worlds with known concepts.
+
+    python tests/benchmarks/alignment.py [--seeds 4] [--learners …] [--worlds …]
+
+A world of vectors is sampled and learnt twice, with other rows and another seed of learning. Each
+night's concepts are matched with the true directions, so that it is known which true concept every
+one of them is; then ``storage.alignment.align`` says which of the second night is which of the
+first, by directions and by the codes of the second night's rows, as a run does. With ``replaced`` a
+tenth of the true concepts of each level are absent from the first night's activations, and another
+tenth from the second's. A row of the CSV is one level:
+
+- ``found``: share of a night's true concepts that learning found at all (|cosine| of .7 or more
+  under the best matching), mean of the nights;
+- ``kept``: of the true concepts of both nights, the share whose partner is right;
+- ``kept_of_found``: the same, of those found in both nights;
+- ``wrong``: pairs of two different true concepts, as a share of the true concepts;
+- ``fates_f1``: F1 of the concepts said to be born and gone, by the true ones (``replaced`` only).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from compute.dictionaries import fit_dictionary
+from compute.dictionaries.metrics import match_directions
+from compute.selection import HierarchicalSelectionModel
+from compute.worlds import SelectionWorld
+from storage.alignment import Alignment, align
+from tests.benchmarks.identifiability import cpu
+
+RESULTS = Path(__file__).parent / "results"
+FIELDS = ("learner", "world", "replaced", "seed", "level")
+SCORES = ("found", "kept", "kept_of_found", "wrong", "fates_f1")
+WORLDS: dict[str, dict] = {
+    "mixed gates": {},
+    "noisy activations": {"activation_noise": 0.1},
+    "correlated": {"correlation": 0.6},
+}
+# A direction is taken for the true one that it is matched with from this cosine on.
+_SAME = 0.7
+_SHARE_REPLACED = 0.1
+
+
+class Scale(NamedTuple):
+    """How large the worlds are, and how long learning takes."""
+
+    sizes: tuple[int, ...] = (60, 30)
+    dim: int = 64
+    rows: int = 12_000
+    steps: int = 600
+    rounds: int = 6
+
+
+class Night(NamedTuple):
+    """What was learnt of one level: directions (m, d), an encoder, and whose they are truly."""
+
+    directions: np.ndarray
+    encode: Callable[[np.ndarray], np.ndarray]
+    truth: np.ndarray
+    present: np.ndarray
+
+
+def hierarchical(x: list[np.ndarray], widths: list[int], k: list[int], seed: int, scale: Scale):
+    """Directions and encoder per level of a ``HierarchicalSelectionModel``."""
+    model = HierarchicalSelectionModel(widths, k, seed, steps=scale.steps, rounds=scale.rounds)
+    return [(d.directions.numpy(), encoder(d)) for d in model.fit(x).dictionaries_]
+
+
+def independent(x: list[np.ndarray], widths: list[int], k: list[int], seed: int, scale: Scale):
+    """The same of a dictionary per level, in whitened coordinates."""
+    fitted = [
+        fit_dictionary(rows, width, own, 5 * scale.steps, seed, "batchtopk", whiten=True)
+        for rows, width, own in zip(x, widths, k, strict=True)
+    ]
+    return [(d.directions.numpy(), encoder(d)) for d in fitted]
+
+
+LEARNERS = {"hierarchical": hierarchical, "independent": independent}
+
+
+def encoder(dictionary):
+    return lambda rows: dictionary.encode(rows).numpy()
+
+
+def night(world, absent: list[np.ndarray], rows: int, seed: int, learner, scale: Scale):
+    """One night's activations without some concepts, and what was learnt of them."""
+    sample = world.sample(rows, seed=seed)
+    x, widths, k = [], [], []
+    for level, codes in enumerate(sample.codes):
+        gone = absent[level]
+        x.append(sample.activations[level] - codes[:, gone] @ world.directions[level][gone])
+        present = np.setdiff1d(np.arange(codes.shape[1]), gone)
+        widths.append(len(present))
+        k.append(max(1, int(np.ceil((codes[:, present] > 0).sum(1).mean()))))
+    found = []
+    for level, (directions, encode) in enumerate(learner(x, widths, k, seed, scale)):
+        present = np.setdiff1d(np.arange(world.sizes[level]), absent[level])
+        matching = match_directions(directions, world.directions[level][present])
+        truth = np.full(len(directions), -1)
+        same = matching.cosines >= _SAME
+        truth[matching.first[same]] = present[matching.second[same]]
+        found.append(Night(directions, encode, truth, present))
+    return x, found
+
+
+def scores(first: Night, second: Night, aligned: Alignment) -> dict[str, float]:
+    """The columns of one level; see the head of this file."""
+    both = np.intersect1d(first.present, second.present)
+    old, new = first.truth[aligned.old], second.truth[aligned.new]
+    right = (old == new) & (old >= 0)
+    wrong = (old != new) & (old >= 0) & (new >= 0)
+    found = np.intersect1d(first.truth, second.truth)
+    found = found[found >= 0]
+    share = [(night.truth >= 0).sum() / len(night.present) for night in (first, second)]
+    out = {
+        "found": float(np.mean(share)),
+        "kept": right.sum() / len(both),
+        "kept_of_found": right.sum() / max(1, len(found)),
+        "wrong": wrong.sum() / len(both),
+        "fates_f1": float("nan"),
+    }
+    fates = [
+        (first.truth[aligned.gone], np.setdiff1d(first.present, second.present)),
+        (second.truth[aligned.born], np.setdiff1d(second.present, first.present)),
+    ]
+    if len(fates[0][1]):
+        hits = sum(len(np.intersect1d(said, true)) for said, true in fates)
+        total = sum(len(said) + len(true) for said, true in fates)
+        out["fates_f1"] = 2 * hits / total
+    return out
+
+
+def run(learner: str, world_name: str, replaced: bool, seed: int, scale: Scale) -> list[dict]:
+    """Two nights of one world; a row per level."""
+    # Worlds are larger by what is absent, so that every night has about the sizes asked for.
+    extra = [round(_SHARE_REPLACED * size) if replaced else 0 for size in scale.sizes]
+    sizes = tuple(size + more for size, more in zip(scale.sizes, extra, strict=True))
+    options = {"sizes": sizes, "dim": scale.dim} | WORLDS[world_name]
+    world = SelectionWorld.vectors(seed=500 + seed, **options)
+    rng = np.random.default_rng(seed)
+    drawn = [rng.permutation(size) for size in sizes]
+    nights = []
+    for number in range(2):
+        absent = [
+            order[number * more : (number + 1) * more]
+            for order, more in zip(drawn, extra, strict=True)
+        ]
+        nights.append(
+            night(world, absent, scale.rows, 1000 * number + seed, LEARNERS[learner], scale)
+        )
+    (_, olds), (x, news) = nights
+    out = []
+    for level, (old, new) in enumerate(zip(olds, news, strict=True)):
+        codes = old.encode(x[level]), new.encode(x[level])
+        aligned = align(
+            old.directions,
+            new.directions,
+            old_codes=codes[0],
+            new_codes=codes[1],
+        )
+        named = dict(zip(FIELDS, (learner, world_name, replaced, seed, level + 1), strict=True))
+        out.append(named | scores(old, new, aligned))
+    return out
+
+
+def main(arguments: list[str] | None = None, scale: Scale = Scale()) -> list[dict]:  # noqa: B008
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--learners", nargs="+", choices=LEARNERS, default=list(LEARNERS))
+    parser.add_argument("--worlds", nargs="+", choices=WORLDS, default=list(WORLDS))
+    parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args(arguments)
+    options.out.mkdir(parents=True, exist_ok=True)
+    rows: list[dict] = []
+    with (options.out / "alignment.csv").open("w", newline="", encoding="utf-8") as file:
+        file.write(f"# python {' '.join(sys.argv)}\n# {cpu()}\n")
+        writer = csv.DictWriter(file, FIELDS + SCORES)
+        writer.writeheader()
+        for seed in range(options.seeds):
+            for learner in options.learners:
+                for world in options.worlds:
+                    for replaced in (False, True):
+                        for row in run(learner, world, replaced, seed, scale):
+                            rows.append(row)
+                            told = {name: f"{row[name]:.4f}" for name in SCORES}
+                            writer.writerow(row | told)
+                            file.flush()
+    for learner in options.learners:
+        for replaced in (False, True):
+            for level in range(1, len(scale.sizes) + 1):
+                own = [
+                    r
+                    for r in rows
+                    if (r["learner"], r["replaced"], r["level"]) == (learner, replaced, level)
+                ]
+                told = "  ".join(f"{n} {np.mean([r[n] for r in own]):.3f}" for n in SCORES)
+                sys.stdout.write(f"{learner:13} {replaced!s:5} level {level}  {told}\n")
+    return rows
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()
