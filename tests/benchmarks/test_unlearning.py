@@ -44,6 +44,8 @@ def test_what_is_shared_with_others_is_spared(recorded, dictionaries):
     assert scales == pytest.approx(
         {(n, c): 1 - 4 * s for n in (1, 2, 3) for c, s in ((0, 1.0), (1, 0.5))}
     )
+    # Cars, one slot in seven of the others, reach .5 of the shared axis.
+    assert [edit.above for edit in edits] == [0.0, 0.5] * 3
     others = random_edits(edits, 0, 4)
     assert [edit.scale for edit in others] == [edit.scale for edit in edits]
 

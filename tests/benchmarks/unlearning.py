@@ -16,7 +16,8 @@ The methods:
 
 - ``levels``: a dictionary per moment of the drawing. A concept whose mean code is m in slots of the
   target and at most o in slots of any other is scaled by 1 − strength · (1 − o / m): what is shared
-  with the others is spared.
+  with the others is spared. It is scaled only where its code is above what `QUIET` of the others'
+  patches reach: a pull that is strong enough to matter must not act on faint codes elsewhere.
 - ``whole and parts``: the same for the highest level alone. A part's excess is that of its wholes
   in the recovered graph, weighted by the strengths of the edges: labels are used at one level, and
   a part is spared as far as it makes up other wholes.
@@ -65,6 +66,7 @@ STRENGTHS = (2.0, 3.0, 4.0, 5.5)
 N_CONCEPTS, ACTIVE = 1024, 2
 SAEURON_CONCEPTS = 32
 LEAST_EXCESS = 0.15
+QUIET = 0.98
 METHODS = ("levels", "whole and parts", "single, SAeUron", "difference of means")
 METHODS += ("negative prompt", "random")
 FIELDS = ("kind", "target", "method", "seed", "strength", "captions", "edits")
@@ -137,19 +139,22 @@ def rows_of(recorded, steps):
 def recover(dictionaries, recorded):
     """Strengths ``(parts, wholes)`` of the edges from every moment to the next higher one."""
     codes = [
-        sum(dictionaries[t].encode(recorded.activations[step].flatten(0, 2)) for step in steps)
+        sum(patch_codes(dictionaries[t], recorded, steps)).flatten(0, 2)
         for t, steps in steps_of(recorded).items()
     ]
     found = [recover_edges(low.numpy(), high.numpy()) for low, high in pairwise(codes)]
     return [edges.strength * edges.adjacency for edges in found]
 
 
+def patch_codes(dictionary, recorded, steps):
+    """Codes of some steps, ``(n, 4, p, m)`` each."""
+    return [dictionary.encode(recorded.activations[step]) for step in steps]
+
+
 def mean_slot_codes(dictionary, recorded, steps):
     """Mean code of every concept in every slot, ``(n, 4, m)``."""
-    total = 0
-    for step in steps:
-        total = total + dictionary.encode(recorded.activations[step]).mean(dim=2)
-    return (total / len(steps)).numpy()
+    codes = patch_codes(dictionary, recorded, steps)
+    return (sum(z.mean(dim=2) for z in codes) / len(steps)).numpy()
 
 
 def excesses(codes, labels, target):
@@ -160,29 +165,47 @@ def excesses(codes, labels, target):
     return np.where(means[target] > 1e-3, np.maximum(excess, 0), 0)
 
 
-def scaled(number, excess, strength):
-    """Edits of the concepts of a level whose excess is large enough."""
+def scaled(number, excess, strength, bars=None):
+    """Edits of the concepts of a level whose excess is large enough, where codes are above bars."""
     return [
-        Edit(number, int(concept), 1 - strength * float(excess[concept]), half="both")
+        Edit(
+            number,
+            int(concept),
+            1 - strength * float(excess[concept]),
+            above=None if bars is None else float(bars[concept]),
+            half="both",
+        )
         for concept in np.flatnonzero(excess > LEAST_EXCESS)
     ]
 
 
+def labelled_edits(number, dictionary, steps, recorded, kind, target, strength):
+    """Edits of one level: less of what the target has more of than every other."""
+    labels = recorded.of(kind)
+    codes = torch.stack(patch_codes(dictionary, recorded, steps), dim=2).numpy()
+    excess = excesses(codes.mean(axis=(2, 3)), labels, target)
+    others = codes[labels != target].reshape(-1, codes.shape[-1])
+    used = excess > LEAST_EXCESS
+    bars = np.zeros(len(excess))
+    bars[used] = np.quantile(others[:, used], QUIET, axis=0)
+    return scaled(number, excess, strength, bars)
+
+
 def level_edits(dictionaries, recorded, kind, target, strength):
-    """Edits of ``levels``: less of what the target has more of than every other."""
+    """Edits of ``levels``: every level by its labels."""
     edits = []
     for number, (t, steps) in enumerate(steps_of(recorded).items(), 1):
-        codes = mean_slot_codes(dictionaries[t], recorded, steps)
-        edits += scaled(number, excesses(codes, recorded.of(kind), target), strength)
+        edits += labelled_edits(number, dictionaries[t], steps, recorded, kind, target, strength)
     return edits
 
 
 def graph_edits(dictionaries, edges, recorded, kind, target, strength):
     """Edits of ``whole and parts``: wholes by their labels, parts by their wholes."""
     top, steps = list(steps_of(recorded).items())[-1]
+    number = len(edges) + 1
+    edits = labelled_edits(number, dictionaries[top], steps, recorded, kind, target, strength)
     codes = mean_slot_codes(dictionaries[top], recorded, steps)
     excess = excesses(codes, recorded.of(kind), target)
-    edits = scaled(len(edges) + 1, excess, strength)
     for number, weight in reversed(list(enumerate(edges, 1))):
         weight = np.abs(weight)
         excess = weight @ excess / np.maximum(weight.sum(axis=1), 1e-9)
@@ -366,7 +389,7 @@ def rows_of_seed(seed, options):
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--captions", type=int, default=20, help="held-out captions per target")
-    parser.add_argument("--tuning", type=int, default=12, help="captions to choose a strength on")
+    parser.add_argument("--tuning", type=int, default=24, help="captions to choose a strength on")
     parser.add_argument("--recorded", type=int, default=500, help="captions to find concepts on")
     parser.add_argument("--learn-steps", type=int, default=800)
     parser.add_argument("--targets", nargs="+", default=[*OBJECTS, *COLOURS])
