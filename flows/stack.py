@@ -262,6 +262,10 @@ class Stack:
         own = dict(environment)
         if name == "ray":
             del own["RAY_ADDRESS"]
+        else:
+            # One heap per thread, glibc's default, keeps what each thread once needed: a worker
+            # that starts a process every night grew with the number of its threads.
+            own.setdefault("MALLOC_ARENA_MAX", "2")
         with (self.folder / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(  # noqa: S603
                 command,

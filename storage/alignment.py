@@ -3,8 +3,10 @@
 Two concepts are as similar as their decoder directions (cosine) and, where the codes of the same
 rows are at hand for both, their codes (Pearson correlation); the score is the mean of the two. The
 assignment is one-to-one and optimal: it maximises the sum of ``score − threshold`` over the matched
-pairs, so that a concept remains unmatched rather than taking a partner below the threshold. What is
-unmatched on the new side is *born*, on the old side *gone*.
+pairs, so that a concept remains unmatched rather than taking a partner below the threshold, or one
+whose direction is further than 60 degrees away: concepts that come and go together have the same
+codes, and are two all the same. What is unmatched on the new side is *born*, on the old side
+*gone*.
 
 The threshold comes from the data. Every concept has a best wrong partner, and the runner-up of each
 row and column is one: a true match has to stand out of what runner-ups reach, by four robust
@@ -26,6 +28,7 @@ __all__ = ["Alignment", "align", "carry_ids"]
 _CANDIDATES = 8
 _BLOCK = 2048
 _LOWEST, _HIGHEST = 0.5, 0.7
+_LEAST_COSINE = 0.5
 _DEVIATIONS = 4.0
 _MAD_TO_SIGMA = 1.4826
 
@@ -96,9 +99,11 @@ def align(
     correlation = _correlation(old_codes, new_codes, len(left), len(right))
     if correlation is not None:
         correlation = correlation[rows][:, columns]
-    i, j, score, runner_ups = _candidates(left[rows], right[columns], correlation)
+    left, right = left[rows], right[columns]
+    i, j, score, runner_ups = _candidates(left, right, correlation)
     threshold = _threshold(runner_ups)
-    good = score >= threshold
+    good = np.flatnonzero(score >= threshold)
+    good = good[np.einsum("nd,nd->n", left[i[good]], right[j[good]]) >= _LEAST_COSINE]
     i, j, score = _best_matching(i[good], j[good], score[good], threshold)
     order = np.argsort(j, kind="stable")
     i, j, score = i[order], j[order], score[order]

@@ -77,6 +77,17 @@ def test_codes_tell_concepts_of_one_direction_apart():
     assert partner[1] == 0
 
 
+def test_concepts_of_the_same_codes_are_two_if_their_directions_are():
+    """The last concept is gone, and another, which is active in the very same rows, is born."""
+    rng = np.random.default_rng(0)
+    old, _ = np.linalg.qr(rng.normal(size=(64, 21)))
+    codes = sparse.csr_matrix(rng.random((2000, 20)) * (rng.random((2000, 20)) < 0.1))
+    new = np.concatenate([old.T[:19], old.T[20:]])
+    found = align(old.T[:20], new, old_codes=codes, new_codes=codes)
+    assert found.new.tolist() == list(range(19))
+    assert found.gone.tolist() == found.born.tolist() == [19]
+
+
 def test_dead_concepts_have_no_fate():
     rng = np.random.default_rng(0)
     a = unit(rng.normal(size=(50, 32)))
