@@ -223,7 +223,7 @@ class Stack:
             f"http://{HOST}:{self.dashboard_port}",
             lambda: _answers(self.ray_port) and _answers(self.dashboard_port),
         )
-        worker = [python, "-m", "prefect", "worker", "start", "--pool", WORK_POOL]
+        worker = [python, "-m", "flows.long_worker", "worker", "start", "--pool", WORK_POOL]
         yield ("worker", [*worker, "--type", "process"], "", lambda: True)
 
     def _environment(self, store: str, postgres: str | None) -> dict[str, str]:
