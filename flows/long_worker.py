@@ -9,22 +9,22 @@ from __future__ import annotations
 
 import gc
 import threading
-import time
 
 __all__ = ["collect_every"]
 
 _EVERY_SECONDS = 20.0
 
 
-def collect_every(seconds: float) -> None:
-    """Collect garbage in full, in a thread that ends with the process."""
+def collect_every(seconds: float) -> threading.Event:
+    """Collect garbage in full, in a thread that ends with the process or once the event is set."""
+    ended = threading.Event()
 
     def collect() -> None:
-        while True:
-            time.sleep(seconds)
+        while not ended.wait(seconds):
             gc.collect()
 
     threading.Thread(target=collect, daemon=True).start()
+    return ended
 
 
 def main() -> None:

@@ -13,16 +13,19 @@ class Node:
 
 def test_a_cycle_is_freed_in_time():
     gc.disable()
+    ended = None
     try:
         first, second = Node(), Node()
         first.other, second.other = second, first
         gone = weakref.ref(first)
         del first, second
         assert gone() is not None
-        collect_every(0.05)
+        ended = collect_every(0.05)
         deadline = time.monotonic() + 10
         while gone() is not None and time.monotonic() < deadline:
             time.sleep(0.02)
         assert gone() is None
     finally:
         gc.enable()
+        if ended:
+            ended.set()
