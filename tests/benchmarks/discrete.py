@@ -1,8 +1,10 @@
 """Discrete hierarchies and non-negative rank on worlds with known answers, against baselines.
 
-    python tests/benchmarks/discrete.py [--worlds 10] [--tables 100] [--out FOLDER]
+    python tests/benchmarks/discrete.py [--worlds 10] [--tables 100] [--trees 5] [--out FOLDER]
+                                        [--rlcd PYTHON]
 
-Writes discrete_rank.csv, discrete_hierarchy.csv and discrete.json (command, machine, summary).
+Writes discrete_rank.csv, discrete_hierarchy.csv, discrete_trees.csv and discrete.json (command,
+machine, summary).
 
 Rank: every rule sees the same counts. ``held_out`` fits half of the samples, thinned
 binomially, and scores the other half.
@@ -11,7 +13,13 @@ likelihood ratio exceeds the detection limit sqrt((I - r)(J - r)) of a rank-one 
 
 Hierarchy: ``latent_class`` is one whole over all parts, its states chosen by the same rule;
 ``oracle_structure`` is told which parts share a whole, and bounds what structure errors cost.
-GIN and RLCD test linear relations of ordered variables; states have no order, so they are not run.
+GIN and RLCD test linear relations of ordered variables; states have no order, so they are not run
+there.
+
+Trees: RLCD's own family, linear Gaussian trees in which every latent has three children or more,
+at 2,000, 5,000 and 10,000 rows. ``strata`` sees the terciles of every part, RLCD (Dong et al. 2024)
+the numbers, in an environment of its own, whose interpreter ``--rlcd`` names
+(``pip install causal-learn==0.1.4.7 communities``). The F1 is that of the parts by their whole.
 """
 
 from __future__ import annotations
@@ -20,7 +28,9 @@ import argparse
 import csv
 import json
 import platform
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +45,21 @@ from compute.worlds.tables import RankTable, TableWorld
 
 SAMPLES = 20_000
 RANKS = range(1, 7)
+TREE_ROWS = (2_000, 5_000, 10_000)
+# Prints the latent of every part, -1 where it has none.
+RLCD = """
+import json, re, sys
+import numpy as np
+from causallearn.search.HiddenCausal.RLCD.RLCD_alg import RLCD
+rows = np.load(sys.argv[1])
+graph = RLCD(rows, stage1_method="all").G
+latent = {}
+for edge in graph.get_graph_edges():
+    names = sorted((edge.get_node1().get_name(), edge.get_node2().get_name()))
+    if names[0].startswith("L") and names[1].startswith("X"):
+        latent[int(names[1][1:]) - 1] = int(names[0][1:]) - 1
+print(json.dumps([latent.get(i, -1) for i in range(rows.shape[1])]))
+"""
 
 
 def kl_fit(counts: np.ndarray, rank: int, rng: np.random.Generator) -> np.ndarray:
@@ -113,17 +138,28 @@ def rank_benchmark(n_tables: int) -> list[dict[str, object]]:
     return records
 
 
-def agreement(
-    world: TableWorld, owner: np.ndarray, states: np.ndarray, tables: list[np.ndarray]
-) -> dict[str, float]:
-    """Edge F1, right cardinalities, total variation of tables; wholes and states are matched."""
-    truth = world.parents[0]
-    wholes, found = len(world.cardinalities[0]), max(1, len(states))
+def structure(
+    truth: np.ndarray, owner: np.ndarray
+) -> tuple[float, np.ndarray, list[tuple[int, int]]]:
+    """F1 of the parts by their whole, shared parts (K, J), and which whole is matched with which.
+
+    Owners (p,) are numbered from 0, -1 is none.
+    """
+    wholes, found = int(truth.max()) + 1, max(1, int(owner.max()) + 1)
     overlap = np.array(
         [[((truth == k) & (owner == j)).sum() for j in range(found)] for k in range(wholes)]
     )
     matched = list(zip(*linear_sum_assignment(-overlap)))
     hits = sum(int(overlap[k, j]) for k, j in matched)
+    return 2 * hits / max(1, (truth >= 0).sum() + (owner >= 0).sum()), overlap, matched
+
+
+def agreement(
+    world: TableWorld, owner: np.ndarray, states: np.ndarray, tables: list[np.ndarray]
+) -> dict[str, float]:
+    """Edge F1, right cardinalities, total variation of tables; wholes and states are matched."""
+    truth, wholes = world.parents[0], len(world.cardinalities[0])
+    f1, overlap, matched = structure(truth, owner)
     right, distances, weighted = 0, [], []
     for k, j in matched:
         if not overlap[k, j] or states[j] != world.cardinalities[0][k]:
@@ -140,7 +176,7 @@ def agreement(
         distances.extend(apart[:, a, b].ravel())
         weighted.extend(apart[:, a, b].mean(axis=1))
     return {
-        "f1": 2 * hits / max(1, (truth >= 0).sum() + (owner >= 0).sum()),
+        "f1": f1,
         "cardinalities": right / wholes,
         "tv_mean": float(np.mean(distances)) if distances else np.nan,
         "tv_worst_table": float(np.max(weighted)) if weighted else np.nan,
@@ -216,8 +252,68 @@ def hierarchy_benchmark(n_worlds: int, methods: list[str]) -> list[dict[str, obj
     return records
 
 
+def gaussian_tree(seed: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows (n, p) of a linear Gaussian tree with a root and four latents; owners (p,)."""
+    rng = np.random.default_rng(90_000 + seed)
+
+    def noisy(cause: np.ndarray) -> np.ndarray:
+        slope = rng.uniform(0.5, 2.0) * rng.choice([-1.0, 1.0])
+        return slope * cause + rng.uniform(1.0, 2.0) ** 0.5 * rng.standard_normal(n)
+
+    root = rng.standard_normal(n)
+    parts, owner = [], []
+    for k in range(4):
+        latent = noisy(root)
+        for _ in range(rng.integers(3, 5)):
+            parts.append(noisy(latent))
+            owner.append(k)
+    return np.stack(parts, axis=1), np.array(owner)
+
+
+def tree_benchmark(n_trees: int, rlcd: Path | None) -> list[dict[str, object]]:
+    records: list[dict[str, object]] = []
+    for seed in range(n_trees):
+        for n in TREE_ROWS:
+            rows, truth = gaussian_tree(seed, n)
+            started = time.monotonic()
+            terciles = (rows[None] > np.quantile(rows, (1 / 3, 2 / 3), axis=0)[:, None]).sum(axis=0)
+            found = DiscreteHierarchy().fit(terciles).parents_
+            owners = {"strata": found[0] if found else np.full(len(truth), -1)}
+            seconds = {"strata": time.monotonic() - started}
+            if rlcd is not None:
+                started = time.monotonic()
+                owners["rlcd"] = by_rlcd(rlcd, rows)
+                seconds["rlcd"] = time.monotonic() - started
+            records += [
+                {
+                    "method": method,
+                    "seed": seed,
+                    "rows": n,
+                    "f1": round(structure(truth, owner)[0], 4),
+                    "seconds": round(seconds[method], 1),
+                }
+                for method, owner in owners.items()
+            ]
+    return records
+
+
+def by_rlcd(python: Path, rows: np.ndarray) -> np.ndarray:
+    """Owners (p,) that RLCD finds, in the environment of an interpreter."""
+    with tempfile.TemporaryDirectory() as folder:
+        np.save(Path(folder) / "rows.npy", rows)
+        done = subprocess.run(
+            [python, "-c", RLCD, Path(folder) / "rows.npy"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    return np.array(json.loads(done.stdout.splitlines()[-1]))
+
+
 def summarise(
-    ranks: list[dict[str, object]], hierarchies: list[dict[str, object]]
+    ranks: list[dict[str, object]],
+    hierarchies: list[dict[str, object]],
+    trees: list[dict[str, object]],
 ) -> dict[str, object]:
     rules = ("strata", "aic", "bic", "held_out")
     summary: dict[str, object] = {}
@@ -245,6 +341,22 @@ def summarise(
                 "cpu_seconds",
             )
         }
+    for method in dict.fromkeys(str(r["method"]) for r in trees):
+        summary[f"trees_{method}"] = {
+            f"f1_at_{n}": round(
+                float(
+                    np.mean(
+                        [
+                            float(str(r["f1"]))
+                            for r in trees
+                            if (r["method"], r["rows"]) == (method, n)
+                        ]
+                    )
+                ),
+                4,
+            )
+            for n in TREE_ROWS
+        }
     return summary
 
 
@@ -259,6 +371,8 @@ def main(arguments: list[str] | None = None) -> dict[str, object]:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--worlds", type=int, default=10)
     parser.add_argument("--tables", type=int, default=100)
+    parser.add_argument("--trees", type=int, default=5)
+    parser.add_argument("--rlcd", type=Path, help="interpreter of an environment with RLCD")
     parser.add_argument("--methods", nargs="+", choices=sorted(METHODS), default=list(METHODS))
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args(arguments)
@@ -267,7 +381,9 @@ def main(arguments: list[str] | None = None) -> dict[str, object]:
     write_csv(options.out / "discrete_rank.csv", ranks)
     hierarchies = hierarchy_benchmark(options.worlds, options.methods)
     write_csv(options.out / "discrete_hierarchy.csv", hierarchies)
-    summary = summarise(ranks, hierarchies)
+    trees = tree_benchmark(options.trees, options.rlcd)
+    write_csv(options.out / "discrete_trees.csv", trees)
+    summary = summarise(ranks, hierarchies, trees)
     record = {
         "command": "python tests/benchmarks/discrete.py "
         + " ".join(sys.argv[1:] if arguments is None else arguments),
