@@ -166,16 +166,12 @@ def main(arguments: list[str] | None = None, scale: Scale | None = None) -> list
     parser.add_argument("--samples", type=int)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
-    path = options.out / "graphs_learned.csv"
-    rows = identifiability.read(path, FIELDS)
-    done = {(row["world"], row["codes"], row["seed"]) for row in rows}
-    scale = scale or Scale(steps=1000)
-    for seed in range(options.seeds):
-        for world in options.worlds:
-            for name in options.codes:
-                if (world, name, seed) not in done:
-                    rows += run(world, name, seed, options.samples, scale)
-                    identifiability.write(path, rows, FIELDS)
+    rows = identifiability.completed(
+        options.out / "graphs_learned.csv",
+        identifiability.by_seed(options.seeds, options.worlds, options.codes),
+        lambda *place: run(*place, options.samples, scale or Scale(steps=1000)),
+        FIELDS,
+    )
     for world in options.worlds:
         for name in CODES:
             own = [r for r in rows if (r["world"], r["codes"]) == (world, name)]

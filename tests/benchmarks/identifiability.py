@@ -35,7 +35,7 @@ import importlib.util
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -414,6 +414,30 @@ def write(path: Path, rows: list[dict], fields: Sequence[str] = FIELDS) -> None:
     temporary.replace(path)
 
 
+def completed(
+    path: Path,
+    places: Iterable[tuple[str, str, int]],
+    measure: Callable[[str, str, int], Iterable[dict]],
+    fields: Sequence[str] = FIELDS,
+) -> list[dict]:
+    """The rows of a table, with those of the places (world, method, seed) that it lacks.
+
+    The file is written after every place, so that a run that was stopped goes on where it was.
+    """
+    rows = read(path, fields)
+    done = {tuple(row[name] for name in fields[:3]) for row in rows}
+    for place in places:
+        if place not in done:
+            rows += measure(*place)
+            write(path, rows, fields)
+    return rows
+
+
+def by_seed(seeds: int, worlds: Sequence[str], methods: Sequence[str]) -> list[tuple]:
+    """Places (world, method, seed), one seed after the other."""
+    return [(world, method, s) for s in range(seeds) for world in worlds for method in methods]
+
+
 def cpu() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
@@ -468,15 +492,11 @@ def main(arguments: list[str] | None = None, scale: Scale = SMALL) -> list[dict]
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
-    path = options.out / "identifiability.csv"
-    rows = read(path)
-    done = {(row["world"], row["method"], row["seed"]) for row in rows}
-    for seed in range(options.seeds):
-        for world in options.worlds:
-            for method in options.methods:
-                if (world, method, seed) not in done:
-                    rows.append(run(world, method, seed, scale))
-                    write(path, rows)
+    rows = completed(
+        options.out / "identifiability.csv",
+        by_seed(options.seeds, options.worlds, options.methods),
+        lambda *place: [run(*place, scale)],
+    )
     for line in summary(rows):
         sys.stdout.write(
             "{method:22} {runs:3}  parts {mcc_parts:.3f}  wholes {mcc_wholes:.3f} "

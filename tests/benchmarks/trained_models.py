@@ -143,22 +143,24 @@ def main(arguments: list[str] | None = None, scale: Scale | None = None) -> list
     parser.add_argument("--samples", type=int)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
-    path = options.out / "trained_models.csv"
-    rows = identifiability.read(path, FIELDS)
-    done = {(row["model"], row["method"], row["seed"]) for row in rows}
-    scale = scale or Scale(steps=1000)
-    for seed in range(options.seeds):
-        for model in options.models or ("grammar", "sprites"):
-            for method in options.methods:
-                if (model, method, seed) in done:
-                    continue
-                if model == "grammar":
-                    recorded = grammar(seed, options.training_steps, options.samples or TEXTS)
-                else:
-                    recorded = sprites(seed, options.samples or CAPTIONS)
-                sizes = GRAMMAR if model == "grammar" else SPRITES
-                rows.append({"model": model, **run(recorded, method, seed, sizes, scale)})
-                identifiability.write(path, rows, FIELDS)
+
+    def measure(model: str, method: str, seed: int) -> list[dict]:
+        if model == "grammar":
+            recorded = grammar(seed, options.training_steps, options.samples or TEXTS)
+        else:
+            recorded = sprites(seed, options.samples or CAPTIONS)
+        sizes = GRAMMAR if model == "grammar" else SPRITES
+        row = run(recorded, method, seed, sizes, scale or Scale(steps=1000))
+        return [{"model": model, **row}]
+
+    rows = identifiability.completed(
+        options.out / "trained_models.csv",
+        identifiability.by_seed(
+            options.seeds, options.models or ("grammar", "sprites"), options.methods
+        ),
+        measure,
+        FIELDS,
+    )
     for model in dict.fromkeys(row["model"] for row in rows):
         for method in METHODS:
             own = [r for r in rows if (r["model"], r["method"]) == (model, method)]
