@@ -3,12 +3,12 @@
 import torch
 
 from tests.benchmarks.steering_overhead import run
-from tests.compute.steering.conftest import make_language_model
+from tests.tiny_models import tiny_language_model
 
 
 def test_runs():
     torch.set_num_threads(1)
-    model = make_language_model("llama")
+    model = tiny_language_model("llama")
     rows = run(
         model,
         list(range(4, 20)),

@@ -8,7 +8,8 @@ import torch
 
 from compute.models.hooks import stream_out
 from compute.steering import AlreadySteered, ConceptLevel, Edit, steer, trace
-from tests.compute.steering.conftest import FAMILIES, make_language_model, random_dictionary
+from tests.compute.steering.conftest import random_dictionary
+from tests.tiny_models import FAMILIES, tiny_language_model
 
 IDS = torch.arange(4, 24)[None]
 
@@ -62,12 +63,14 @@ def test_the_edit_is_the_difference_of_the_decoded_codes(language_model, archite
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("point", ["output", "input", "attn", "mlp", "update"])
 def test_every_place_of_every_family_can_be_edited(family, point):
-    model = make_language_model(family)
+    model = tiny_language_model(family)
     hookpoint = {"update": "model.layers.1.update"}.get(point, f"layers.1.{point}")
     if point == "update":
-        hookpoint = {"gpt2": "transformer.h.1.update", "opt": "model.decoder.layers.1.update"}.get(
-            family, hookpoint
-        )
+        hookpoint = {
+            "gpt2": "transformer.h.1.update",
+            "gpt_neox": "gpt_neox.layers.1.update",
+            "opt": "model.decoder.layers.1.update",
+        }.get(family, hookpoint)
     level = ConceptLevel(1, "a", hookpoint, random_dictionary(32))
     plain = run(model)
     with steer(model, level, [Edit(1, c, 1.0) for c in range(48)]):
@@ -83,7 +86,7 @@ def test_every_place_of_every_family_can_be_edited(family, point):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_edits_without_effect_are_exact_no_ops(levels, dtype):
     """Concepts that are not active can be scaled by anything; scale 1 changes nothing at all."""
-    model = make_language_model("llama").to(dtype)
+    model = tiny_language_model("llama").to(dtype)
     plain = run(model)
     codes = levels[0].dictionary.encode(hidden(model, "model.layers.0").float())
     silent = codes.sum((0, 1)).eq(0).nonzero()[:, 0].tolist()

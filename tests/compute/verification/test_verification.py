@@ -19,7 +19,8 @@ from compute.verification import (
 )
 from compute.verification.bench import LanguageBench
 from storage.graphs import ConceptGraph
-from tests.compute.steering.conftest import make_language_model, random_dictionary, unconditional
+from tests.compute.steering.conftest import quiet, random_dictionary
+from tests.tiny_models import tiny_language_model
 
 N = 48
 
@@ -28,7 +29,7 @@ N = 48
 def bench():
     """Two levels that read one residual stream by one dictionary: concept i is made of part i."""
     torch.set_num_threads(1)
-    model = make_language_model("llama")
+    model = tiny_language_model("llama")
     dictionary = random_dictionary(32)
     levels = (
         ConceptLevel(1, "lower", "layers.0.output", dictionary),
@@ -143,7 +144,7 @@ def test_a_pipeline_on_the_bench():
     from compute.models.diffusion import DiffusionModel, Image
     from compute.models.patches import Grid
 
-    pipeline = unconditional()
+    pipeline = quiet("ddim")
     adapter = DiffusionModel.__new__(DiffusionModel)
     adapter.__dict__.update(
         pipeline=pipeline,
