@@ -21,7 +21,6 @@ tenth from the second's. A row of the CSV is one level:
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from collections.abc import Callable
 from itertools import product
@@ -38,7 +37,7 @@ from compute.dictionaries.metrics import match_directions
 from compute.selection import HierarchicalSelectionModel
 from compute.worlds import SelectionWorld
 from storage.alignment import Alignment, align
-from tests.benchmarks.identifiability import cpu
+from tests.benchmarks.identifiability import mean_active, write
 
 RESULTS = Path(__file__).parent / "results"
 FIELDS = ("learner", "world", "replaced", "seed", "level")
@@ -98,21 +97,22 @@ def encoder(dictionary):
 def night(world, absent: list[np.ndarray], rows: int, seed: int, learner, scale: Scale):
     """One night's activations without some concepts, and what was learnt of them."""
     sample = world.sample(rows, seed=seed)
-    x, widths, k = [], [], []
-    for level, codes in enumerate(sample.codes):
-        gone = absent[level]
-        x.append(sample.activations[level] - codes[:, gone] @ world.directions[level][gone])
-        present = np.setdiff1d(np.arange(codes.shape[1]), gone)
-        widths.append(len(present))
-        k.append(max(1, int(np.ceil((codes[:, present] > 0).sum(1).mean()))))
+    x, present = [], []
+    for own, codes, true, gone in zip(
+        sample.activations, sample.codes, world.directions, absent, strict=True
+    ):
+        x.append(own - codes[:, gone] @ true[gone])
+        present.append(np.setdiff1d(np.arange(len(true)), gone))
+    widths = [len(there) for there in present]
+    k = [mean_active(codes[:, there]) for codes, there in zip(sample.codes, present, strict=True)]
     found = []
-    for level, (directions, encode) in enumerate(learner(x, widths, k, seed, scale)):
-        present = np.setdiff1d(np.arange(world.sizes[level]), absent[level])
-        matching = match_directions(directions, world.directions[level][present])
+    learnt = learner(x, widths, k, seed, scale)
+    for (directions, encode), true, there in zip(learnt, world.directions, present, strict=True):
+        matching = match_directions(directions, true[there])
         truth = np.full(len(directions), -1)
         same = matching.cosines >= _SAME
-        truth[matching.first[same]] = present[matching.second[same]]
-        found.append(Night(directions, encode, truth, present))
+        truth[matching.first[same]] = there[matching.second[same]]
+        found.append(Night(directions, encode, truth, there))
     return x, found
 
 
@@ -195,18 +195,11 @@ def main(arguments: list[str] | None = None, scale: Scale = SMALL) -> list[dict]
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
-    options.out.mkdir(parents=True, exist_ok=True)
     rows: list[dict] = []
-    with (options.out / "alignment.csv").open("w", newline="", encoding="utf-8") as file:
-        file.write(f"# python {' '.join(sys.argv)}\n# {cpu()}\n")
-        writer = csv.DictWriter(file, FIELDS + SHARES + COUNTS)
-        writer.writeheader()
-        places = product(range(options.seeds), options.learners, options.worlds, (False, True))
-        for seed, learner, world, replaced in places:
-            for row in run(learner, world, replaced, seed, scale):
-                rows.append(row)
-                writer.writerow(row | {name: f"{row[name]:.4f}" for name in SHARES})
-            file.flush()
+    places = product(range(options.seeds), options.learners, options.worlds, (False, True))
+    for seed, learner, world, replaced in places:
+        rows += run(learner, world, replaced, seed, scale)
+        write(options.out / "alignment.csv", rows, FIELDS + SHARES + COUNTS)
     sys.stdout.write("\n".join(summary(rows)) + "\n")
     return rows
 

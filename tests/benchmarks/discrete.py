@@ -310,6 +310,11 @@ def by_rlcd(python: Path, rows: np.ndarray) -> np.ndarray:
     return np.array(json.loads(done.stdout.splitlines()[-1]))
 
 
+def mean_of(records: list[dict[str, object]], column: str) -> float:
+    """Mean of a column, without its gaps."""
+    return round(float(np.nanmean([float(str(r[column])) for r in records])), 4)
+
+
 def summarise(
     ranks: list[dict[str, object]],
     hierarchies: list[dict[str, object]],
@@ -331,7 +336,7 @@ def summarise(
     for method in dict.fromkeys(str(r["method"]) for r in hierarchies):
         own = [r for r in hierarchies if r["method"] == method]
         summary[method] = {
-            column: round(float(np.nanmean([float(str(r[column])) for r in own])), 4)
+            column: mean_of(own, column)
             for column in (
                 "f1",
                 "cardinalities",
@@ -343,17 +348,8 @@ def summarise(
         }
     for method in dict.fromkeys(str(r["method"]) for r in trees):
         summary[f"trees_{method}"] = {
-            f"f1_at_{n}": round(
-                float(
-                    np.mean(
-                        [
-                            float(str(r["f1"]))
-                            for r in trees
-                            if (r["method"], r["rows"]) == (method, n)
-                        ]
-                    )
-                ),
-                4,
+            f"f1_at_{n}": mean_of(
+                [r for r in trees if (r["method"], r["rows"]) == (method, n)], "f1"
             )
             for n in TREE_ROWS
         }

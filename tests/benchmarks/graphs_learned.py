@@ -72,7 +72,7 @@ class Known(NamedTuple):
 def vectors(seed: int, samples: int | None) -> Known:
     world = SelectionWorld.vectors(seed=300 + seed, **VECTORS)
     rows = world.sample(samples or 8000, seed=seed)
-    k = [max(1, int(np.ceil((z > 0).sum(1).mean()))) for z in rows.codes]
+    k = [identifiability.mean_active(z) for z in rows.codes]
     truth = [z.astype(np.float32) for z in rows.codes]
     return Known(rows.activations, truth, world.edges, world.sizes, k)
 

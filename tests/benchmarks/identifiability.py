@@ -379,11 +379,16 @@ def score(answer: Answer, directions: list[np.ndarray], edges: list[np.ndarray])
     }
 
 
+def mean_active(codes: np.ndarray) -> int:
+    """Mean number of active concepts in a row of codes (n, c), rounded up."""
+    return max(1, int(np.ceil((codes > 0).sum(1).mean())))
+
+
 def run(world_name: str, method: str, seed: int, scale: Scale) -> dict:
     options = {"sizes": scale.sizes, "dim": scale.dim} | WORLDS[world_name]
     world = SelectionWorld.vectors(seed=100 + seed, **options)
     rows = world.sample(scale.rows, seed=seed)
-    k = [max(1, int(np.ceil((z > 0).sum(1).mean()))) for z in rows.codes]
+    k = [mean_active(z) for z in rows.codes]
     started = time.process_time()
     found = METHODS[method](Problem(rows.activations, world.sizes, k, seed, scale))
     scores = score(found, world.directions, world.edges)

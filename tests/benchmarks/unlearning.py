@@ -124,17 +124,14 @@ def steps_of(recorded):
     return {t: [step for step, own in nearest.items() if own == t] for t in TIMESTEPS}
 
 
-def learn(recorded, seed, steps, *, whiten=False):
-    """A dictionary per moment, and in plain coordinates one of all of them."""
+def learn(recorded, moments, seed, steps, *, whiten=False):
+    """A dictionary per moment, each of the rows of its own steps of a drawing."""
     options = {"n_concepts": N_CONCEPTS, "k": ACTIVE, "steps": steps, "batch_size": 1024}
     options["seed"] = seed
     if whiten:
         options |= {"architecture": "batchtopk", "whiten": True}
-    of = steps_of(recorded)
-    if not whiten:
-        of["all"] = list(recorded.activations)
     return {
-        moment: fit_dictionary(rows_of(recorded, steps), **options) for moment, steps in of.items()
+        moment: fit_dictionary(rows_of(recorded, own), **options) for moment, own in moments.items()
     }
 
 
@@ -186,8 +183,8 @@ def scaled(number, excess, strength, bars=None):
     ]
 
 
-def labelled_edits(number, dictionary, steps, recorded, kind, target, strength):
-    """Edits of one level: less of what the target has more of than every other."""
+def standing_out(dictionary, steps, recorded, kind, target):
+    """Excess ``(m,)`` of every concept of a level, and the bar ``(m,)`` that `QUIET` is below."""
     labels = recorded.of(kind)
     codes = torch.stack(patch_codes(dictionary, recorded, steps), dim=2).numpy()
     excess = excesses(codes.mean(axis=(2, 3)), labels, target)
@@ -195,24 +192,23 @@ def labelled_edits(number, dictionary, steps, recorded, kind, target, strength):
     used = excess > LEAST_EXCESS
     bars = np.zeros(len(excess))
     bars[used] = np.quantile(others[:, used], QUIET, axis=0)
-    return scaled(number, excess, strength, bars)
+    return excess, bars
 
 
 def level_edits(dictionaries, recorded, kind, target, strength):
-    """Edits of ``levels``: every level by its labels."""
+    """Edits of ``levels``: less of what the target has more of than every other."""
     edits = []
     for number, (t, steps) in enumerate(steps_of(recorded).items(), 1):
-        edits += labelled_edits(number, dictionaries[t], steps, recorded, kind, target, strength)
+        excess, bars = standing_out(dictionaries[t], steps, recorded, kind, target)
+        edits += scaled(number, excess, strength, bars)
     return edits
 
 
 def graph_edits(dictionaries, edges, recorded, kind, target, strength):
     """Edits of ``whole and parts``: wholes by their labels, parts by their wholes."""
     top, steps = list(steps_of(recorded).items())[-1]
-    number = len(edges) + 1
-    edits = labelled_edits(number, dictionaries[top], steps, recorded, kind, target, strength)
-    codes = mean_slot_codes(dictionaries[top], recorded, steps)
-    excess = excesses(codes, recorded.of(kind), target)
+    excess, bars = standing_out(dictionaries[top], steps, recorded, kind, target)
+    edits = scaled(len(edges) + 1, excess, strength, bars)
     for number, weight in reversed(list(enumerate(edges, 1))):
         weight = np.abs(weight)
         excess = weight @ excess / np.maximum(weight.sum(axis=1), 1e-9)
@@ -384,11 +380,13 @@ def rows_of_seed(seed, options):
     torch.set_num_threads(options.threads)
     pipeline = load()
     recorded = record(pipeline, options.recorded, seed)
-    known = {}
-    plain = learn(recorded, seed, options.learn_steps)
-    whitened = plain | learn(recorded, seed, options.learn_steps, whiten=True)
-    for kind, dictionaries in (("object", whitened), ("colour", plain)):
-        known[kind] = dictionaries, recover(dictionaries, recorded)
+    moments, settings = steps_of(recorded), (seed, options.learn_steps)
+    plain = learn(recorded, moments | {"all": list(recorded.activations)}, *settings)
+    whitened = plain | learn(recorded, moments, *settings, whiten=True)
+    known = {
+        kind: (dictionaries, recover(dictionaries, recorded))
+        for kind, dictionaries in (("object", whitened), ("colour", plain))
+    }
     rows = []
     for name in options.targets:
         kind = "object" if name in OBJECTS else "colour"
