@@ -9,7 +9,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from compute.dictionaries.kernels import Entries, decode_entries, entries_from_top
+from compute.dictionaries.kernels import Entries, affine, decode_entries, entries_from_top
 
 # Names and semantics are SAELens'; each is listed with the axes of its shape.
 _SHAPES: dict[str, dict[str, tuple[str, ...]]] = {
@@ -240,8 +240,8 @@ class Dictionary:
 
     def _pre_activations(self, rows: Tensor) -> Tensor:
         """(b, n) before selection; for a gated dictionary without either bias."""
-        pre = (rows - self.b_dec) @ self.W_enc
-        return pre if self.architecture == "gated" else pre + self._weights["b_enc"]
+        bias = None if self.architecture == "gated" else self._weights["b_enc"]
+        return affine(rows - self.b_dec, self.W_enc.T, bias)
 
     def _magnitudes(self, pre: Tensor) -> Tensor:
         """What a gated dictionary lets through where its gates are open."""

@@ -12,6 +12,22 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 
+_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def affine(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``x @ weight.T + bias`` for ``x`` (b, d), ``weight`` (n, d) and ``bias`` (n,); (b, n).
+
+    On a CPU torch leaves float32 products to MKL, which reaches a third of what an AMD processor
+    can do; oneDNN, which torch brings along for its compiled models, reaches nine tenths.
+    Not differentiable.
+    """
+    if _ONEDNN and x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32:
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return product
+    return x @ weight.T if bias is None else torch.addmm(bias, x, weight.T)
+
+
 class Entries(NamedTuple):
     """The active entries of a batch of codes, in ascending order of row.
 

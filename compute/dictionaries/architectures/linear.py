@@ -17,6 +17,7 @@ from compute.dictionaries.architectures.base import (
 )
 from compute.dictionaries.kernels import (
     Entries,
+    affine,
     decode_entries,
     entries_from_top,
     entry_products,
@@ -227,7 +228,7 @@ def encode(centred: Tensor, encoder: Tensor, bias: Tensor, precision: str) -> Te
     """Pre-activations (b, n) of centred rows (b, d) by an encoder (n, d)."""
     if precision == "bfloat16":
         return torch.addmm(bias.bfloat16(), centred.bfloat16(), encoder.bfloat16().T).float()
-    return torch.addmm(bias, centred, encoder.T)
+    return affine(centred, encoder, bias)
 
 
 def _with_exact_values(entries: Entries, centred: Tensor, parameters: Tensors) -> Entries:

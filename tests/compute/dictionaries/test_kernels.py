@@ -6,6 +6,7 @@ import torch
 from compute.dictionaries import DictionarySettings
 from compute.dictionaries.architectures import architecture_named
 from compute.dictionaries.kernels import (
+    affine,
     decode_entries,
     entries_from_mask,
     entry_products,
@@ -162,3 +163,16 @@ def test_thresholds_fall_where_more_activity_would_help_and_rise_where_there_is_
         dead = torch.zeros(N, dtype=torch.bool)
         slope = jumprelu.gradients(p, buffers, batch, dead, settings).by_parameter["threshold"]
         assert slope.sum() * sign > 0
+
+
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("by_column", [True, False])
+def test_affine_maps_are_the_dense_product(biased, dtype, by_column):
+    x, weight, bias = random(B, D).to(dtype), random(N, D, seed=1).to(dtype), random(N).to(dtype)
+    expected = x.double() @ weight.double().T + (bias.double() if biased else 0)
+    stored = weight.T.contiguous().T if by_column else weight
+    found = affine(x, stored, bias if biased else None)
+    assert found.dtype == dtype
+    error = (found.double() - expected).abs().max()
+    assert error < 20 * torch.finfo(dtype).eps
