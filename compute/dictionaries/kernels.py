@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
