@@ -17,6 +17,9 @@ _FIRST_SWEEPS = 80
 _LAST_SWEEPS = 250
 _BOOTSTRAP_CHUNK = 10
 _BOOTSTRAP_CHUNKS = 4
+# A p-value of forty draws is known to a factor of ten at best: within that of the level, it takes
+# more of them.
+_UNDECIDED, _MOST_CHUNKS = 10.0, 24
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,7 @@ def _judge(
     probabilities = probabilities / probabilities.sum()
     n = int(table.sum())
     null: list[float] = []
-    for _ in range(_BOOTSTRAP_CHUNKS):
+    for chunk in range(1, _MOST_CHUNKS + 1):
         drawn = rng.multinomial(n, probabilities.ravel(), size=_BOOTSTRAP_CHUNK)
         tables = drawn.reshape(-1, *table.shape).astype(np.float64)
         null.extend(_gain(tables, left, right, rng)[0])
@@ -148,9 +151,16 @@ def _judge(
         # Most gains are nowhere near the decision; ten draws then say what forty would.
         if gain < mean + spread or gain > mean + 8 * spread:
             break
+        odds = _tail(gain, mean, spread) / level
+        if chunk >= _BOOTSTRAP_CHUNKS and not 1 / _UNDECIDED < odds < _UNDECIDED:
+            break
+    return RankStep(rank, gain, mean, _tail(gain, mean, spread))
+
+
+def _tail(gain: float, mean: float, spread: float) -> float:
+    """Probability of such a gain or more under a gamma law of this mean and spread."""
     variance = max(spread**2, 1e-12)
-    p_value = float(stats.gamma.sf(gain, mean**2 / variance, scale=variance / max(mean, 1e-12)))
-    return RankStep(rank, gain, mean, p_value)
+    return float(stats.gamma.sf(gain, mean**2 / variance, scale=variance / max(mean, 1e-12)))
 
 
 def _gain(
