@@ -310,9 +310,11 @@ def by_rlcd(python: Path, rows: np.ndarray) -> np.ndarray:
     return np.array(json.loads(done.stdout.splitlines()[-1]))
 
 
-def mean_of(records: list[dict[str, object]], column: str) -> float:
-    """Mean of a column, without its gaps."""
-    return round(float(np.nanmean([float(str(r[column])) for r in records])), 4)
+def mean_of(records: list[dict[str, object]], column: str) -> float | None:
+    """Mean of a column, without its gaps; nothing if it has nothing else."""
+    values = np.array([float(str(r[column])) for r in records])
+    values = values[~np.isnan(values)]
+    return round(float(values.mean()), 4) if len(values) else None
 
 
 def summarise(
