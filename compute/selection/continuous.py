@@ -23,9 +23,6 @@ from compute.selection.level import Level
 from compute.selection.refinement import best_fit
 
 _BATCH_ROWS = 1024
-# Of the mean eigenvalue, added to each before whitening. With less, the noise of directions without
-# concepts is blown up until some of it looks like concepts.
-_LEAST_VARIANCE = 0.3
 # Rows on which levels are refined, and on which edges are recovered.
 _REFINE_ROWS = 6000
 _EDGE_ROWS = 20_000
@@ -55,6 +52,11 @@ class HierarchicalSelectionModel(Estimator):
         Rounds of refinement per level.
     coupled : bool
         False fits every level by itself, with everything else the same: the ablation.
+    shrinkage : float
+        Share of the mean eigenvalue that is added to each before whitening. Where activations hold
+        isotropic noise, less blows it up until some of it looks like concepts; where they are
+        functions of their inputs, as those of trained models, quiet directions hold concepts too,
+        and 0.02 finds more of them.
 
     Attributes
     ----------
@@ -109,6 +111,7 @@ class HierarchicalSelectionModel(Estimator):
         steps: int = 1000,
         rounds: int = 9,
         coupled: bool = True,
+        shrinkage: float = 0.3,
     ) -> None:
         self.n_concepts = n_concepts
         self.k = k
@@ -116,6 +119,7 @@ class HierarchicalSelectionModel(Estimator):
         self.steps = steps
         self.rounds = rounds
         self.coupled = coupled
+        self.shrinkage = shrinkage
 
     def fit(self, levels: Sequence[ArrayLike | Tensor], y: None = None) -> Self:
         """Fit to activations, one (n, d_l) array per level, lowest first; rows are aligned.
@@ -129,7 +133,7 @@ class HierarchicalSelectionModel(Estimator):
         raw = _checked(levels)
         widths, active = self._settings(len(raw))
         n = len(raw[0])
-        whitenings = [estimate_whitening(rows, _LEAST_VARIANCE) for rows in raw]
+        whitenings = [estimate_whitening(rows, self.shrinkage) for rows in raw]
         x = [white.rows(rows) for white, rows in zip(whitenings, raw)]
         generator = torch.Generator().manual_seed(self.seed)
         order = torch.randperm(n, generator=generator)
@@ -220,6 +224,8 @@ class HierarchicalSelectionModel(Estimator):
         for name in ("steps", "rounds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; give at least 1.")
+        if not 0 <= self.shrinkage < float("inf"):
+            raise ValueError(f"shrinkage is {self.shrinkage}; give 0 or more, e.g. 0.3.")
         return widths, [min(k, width) for k, width in zip(active, widths, strict=True)]
 
     def _fitted(self) -> list[_Seen]:

@@ -122,7 +122,9 @@ def answer(problem: Problem, directions: list[np.ndarray], encoders: list[Encode
     )
 
 
-def hierarchical(problem: Problem, coupled: bool = True, offered: int = 1) -> Answer:
+def hierarchical(
+    problem: Problem, coupled: bool = True, offered: int = 1, shrinkage: float = 0.3
+) -> Answer:
     model = HierarchicalSelectionModel(
         [offered * width for width in problem.widths],
         problem.k,
@@ -130,6 +132,7 @@ def hierarchical(problem: Problem, coupled: bool = True, offered: int = 1) -> An
         steps=problem.scale.steps,
         rounds=problem.scale.rounds,
         coupled=coupled,
+        shrinkage=shrinkage,
     ).fit(problem.x)
     return Answer(
         [d.directions.numpy() for d in model.dictionaries_],
@@ -326,6 +329,7 @@ def factors(problem: Problem, kind: str) -> Answer:
 METHODS: dict[str, Callable[[Problem], Answer]] = {
     "hierarchical": hierarchical,
     "minimal": lambda problem: hierarchical(problem, offered=2),
+    "hierarchical, shrunk less": lambda problem: hierarchical(problem, shrinkage=0.02),
     "uncoupled": lambda problem: hierarchical(problem, coupled=False),
     "independent": independent,
     "independent, whitened": lambda problem: independent(problem, whiten=True),

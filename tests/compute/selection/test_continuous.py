@@ -78,6 +78,7 @@ def test_settings_are_kept_as_given():
         ({"n_concepts": (4, 2, 2)}, [np.zeros((200, 3))] * 2, "3 entries for 2 levels"),
         ({"k": (1,)}, [np.zeros((200, 3))] * 2, "k has 1 entries"),
         ({"rounds": 0}, [np.zeros((200, 3))] * 2, "rounds is 0"),
+        ({"shrinkage": -1}, [np.zeros((200, 3))] * 2, "shrinkage is -1"),
     ],
 )
 def test_bad_input_is_refused(settings, levels, message):
