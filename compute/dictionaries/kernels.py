@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding_bag
+from torch.nn.functional import embedding_bag, linear
 
 _ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
@@ -24,7 +24,7 @@ def affine(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if _ONEDNN and x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32:
         product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
         return product
-    return x @ weight.T if bias is None else torch.addmm(bias, x, weight.T)
+    return linear(x, weight, bias)
 
 
 class Entries(NamedTuple):

@@ -21,15 +21,15 @@ def estimate_normalization(batch: Tensor) -> Normalization:
     return Normalization(mean, torch.where(scale > 0, scale, torch.ones_like(scale)))
 
 
-def estimate_whitening(batch: Tensor, least: float = 0.02) -> Normalization:
+def estimate_whitening(batch: Tensor, shrinkage: float = 0.02) -> Normalization:
     """Coordinates in which the ordinary rows of ``batch`` (b, d) have a covariance near identity.
 
     The activations of trained models have a few directions that hold most of the variance. In
     whitened coordinates quiet concepts count as much as loud ones, directions that share a loud
     component are told apart, and isotropic noise is a fair account of what concepts leave (for
     dictionaries: Saraswatula and Klindt 2025, 2511.13981). The covariance is shrunk towards a
-    sphere, the more the fewer rows there are: ``least`` + d / b of the mean eigenvalue is added to
-    each, so that directions in which there is next to nothing are not blown up.
+    sphere, the more the fewer rows there are: ``shrinkage`` + d / b of the mean eigenvalue is added
+    to each, so that directions in which there is next to nothing are not blown up.
     """
     ordinary = _ordinary(batch).double()
     b, d = ordinary.shape
@@ -38,7 +38,7 @@ def estimate_whitening(batch: Tensor, least: float = 0.02) -> Normalization:
     values, axes = torch.linalg.eigh(centred.T @ centred / b)
     values = values.clamp(min=0)
     # Where nothing varies at all, any scale is right.
-    values = values + ((least + d / b) * values.mean()).clamp(min=1e-12)
+    values = values + ((shrinkage + d / b) * values.mean()).clamp(min=1e-12)
     into, back = (((axes * values.pow(power)) @ axes.T).to(batch.dtype) for power in (-0.5, 0.5))
     return Normalization(mean.to(batch.dtype), batch.new_ones(()), into, back)
 

@@ -148,19 +148,15 @@ def _judge(
         tables = drawn.reshape(-1, *table.shape).astype(np.float64)
         null.extend(_gain(tables, left, right, rng)[0])
         mean, spread = float(np.mean(null)), float(np.std(null, ddof=1))
+        variance = max(spread**2, 1e-12)
+        p_value = float(stats.gamma.sf(gain, mean**2 / variance, scale=variance / max(mean, 1e-12)))
         # Most gains are nowhere near the decision; ten draws then say what forty would.
         if gain < mean + spread or gain > mean + 8 * spread:
             break
-        odds = _tail(gain, mean, spread) / level
-        if chunk >= _BOOTSTRAP_CHUNKS and not 1 / _UNDECIDED < odds < _UNDECIDED:
+        near = level / _UNDECIDED < p_value < level * _UNDECIDED
+        if chunk >= _BOOTSTRAP_CHUNKS and not near:
             break
-    return RankStep(rank, gain, mean, _tail(gain, mean, spread))
-
-
-def _tail(gain: float, mean: float, spread: float) -> float:
-    """Probability of such a gain or more under a gamma law of this mean and spread."""
-    variance = max(spread**2, 1e-12)
-    return float(stats.gamma.sf(gain, mean**2 / variance, scale=variance / max(mean, 1e-12)))
+    return RankStep(rank, gain, mean, p_value)
 
 
 def _gain(

@@ -15,6 +15,7 @@ which bring their own, are recovered from their codes by ``recover_edges``.
 
 - ``hierarchical``: ``HierarchicalSelectionModel``;
 - ``minimal``: the same, offered twice the true number of concepts at every level;
+- ``hierarchical, shrunk less``: the same with the shrinkage that dictionaries whiten with;
 - ``uncoupled``: the same with ``coupled=False``, every level by itself;
 - ``independent``: ``fit_dictionary`` per level, at the settings the hierarchical model starts from,
   but as dictionaries are commonly trained; ``independent, whitened``: in whitened coordinates, as
@@ -38,7 +39,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -122,17 +123,14 @@ def answer(problem: Problem, directions: list[np.ndarray], encoders: list[Encode
     )
 
 
-def hierarchical(
-    problem: Problem, coupled: bool = True, offered: int = 1, shrinkage: float = 0.3
-) -> Answer:
+def hierarchical(problem: Problem, offered: int = 1, **settings: Any) -> Answer:
     model = HierarchicalSelectionModel(
         [offered * width for width in problem.widths],
         problem.k,
         problem.seed,
         steps=problem.scale.steps,
         rounds=problem.scale.rounds,
-        coupled=coupled,
-        shrinkage=shrinkage,
+        **settings,
     ).fit(problem.x)
     return Answer(
         [d.directions.numpy() for d in model.dictionaries_],

@@ -12,24 +12,25 @@ is the mean pairwise MCC of a method's seeds.
         --parts 3072 --active 32 --steps 700
 
 takes the activations of a trained model instead, as a run has recorded them. There is no truth to
-compare with, so ``mcc`` stays empty; the table is ``large_model.csv``.
+compare with, so ``mcc`` is nan; the table is ``large_model.csv``.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import platform
 import sys
 import time
 from pathlib import Path
 
+import identifiability
 import numpy as np
 import torch
 from identifiability import METHODS as ALL
-from identifiability import RESULTS, Problem, Scale, cpu
+from identifiability import RESULTS, Problem, Scale
 
 from compute.dictionaries.metrics import consistency, match_directions
+from compute.learning import norm_bounds
+from compute.settings import LearnSettings
 from compute.worlds import SelectionWorld
 from storage.locations import Location
 from storage.tables import open_table
@@ -53,9 +54,10 @@ def drawn(options: argparse.Namespace) -> tuple[np.ndarray | None, np.ndarray]:
 def recorded(options: argparse.Namespace) -> tuple[np.ndarray | None, np.ndarray]:
     """No directions, and the activations (rows, d) of a level whose norms are ordinary."""
     table = open_table(Location(options.store))
-    x = table.read(options.level, 0, min(options.rows, table.plan.n_rows)).astype(np.float32)
-    norms = np.linalg.norm(x, axis=1)
-    return None, x[norms <= 10 * np.median(norms)]
+    n = min(options.rows, len(table))
+    bound = norm_bounds(table, LearnSettings().outlier_norm)[options.level]
+    ordinary = table.norms(options.level, 0, n) <= bound
+    return None, table.read(options.level, 0, n)[ordinary].astype(np.float32)
 
 
 def main(arguments: list[str] | None = None) -> list[dict]:
@@ -92,15 +94,8 @@ def main(arguments: list[str] | None = None) -> list[dict]:
         rows += own
         told = [f"{np.mean([r[name] for r in own]):.4f}" for name in FIELDS[2:]]
         sys.stdout.write(f"{method:20} mcc {told[0]}  seconds {told[1]}  consistency {told[2]}\n")
-    options.out.mkdir(parents=True, exist_ok=True)
     name = "large_model.csv" if options.store else "large_world.csv"
-    with (options.out / name).open("w", newline="") as file:
-        file.write(f"# python {' '.join(sys.argv)}\n# {platform.platform()}, {cpu()}\n")
-        writer = csv.DictWriter(file, FIELDS)
-        writer.writeheader()
-        for row in rows:
-            told = {k: f"{v:.4f}" if isinstance(v, float) else v for k, v in row.items()}
-            writer.writerow(told)
+    identifiability.write(options.out / name, rows, FIELDS)
     return rows
 
 

@@ -227,7 +227,7 @@ def usage(entries: Entries, value_slopes: Tensor, numel: int, n: int) -> tuple[T
 def encode(centred: Tensor, encoder: Tensor, bias: Tensor, precision: str) -> Tensor:
     """Pre-activations (b, n) of centred rows (b, d) by an encoder (n, d)."""
     if precision == "bfloat16":
-        return torch.addmm(bias.bfloat16(), centred.bfloat16(), encoder.bfloat16().T).float()
+        return affine(centred.bfloat16(), encoder.bfloat16(), bias.bfloat16()).float()
     return affine(centred, encoder, bias)
 
 
