@@ -20,7 +20,7 @@ from compute.selection.encoders import read_out
 from compute.selection.estimator import Estimator
 from compute.selection.gates import FloatArray, pure_directions
 from compute.selection.level import Level
-from compute.selection.refinement import best_fit
+from compute.selection.refinement import best_fit, settled
 
 _BATCH_ROWS = 1024
 # Rows on which levels are refined, and on which edges are recovered.
@@ -28,6 +28,9 @@ _REFINE_ROWS = 6000
 _EDGE_ROWS = 20_000
 # Directions to choose from, as a multiple of the concepts asked for.
 _CHOICE = 2.0
+# Isotropic noise among activations, and noise that is quiet where they are.
+_SHRINKAGES = (0.3, 0.02, 0.002)
+_EVIDENCE_ROUNDS = 3
 _MOST_PURE = 1.5
 # How many compositions, as a multiple of the concepts asked for, and how near to one of them a
 # direction of the dictionary is left out.
@@ -52,11 +55,12 @@ class HierarchicalSelectionModel(Estimator):
         Rounds of refinement per level.
     coupled : bool
         False fits every level by itself, with everything else the same: the ablation.
-    shrinkage : float
-        Share of the mean eigenvalue that is added to each before whitening. Where activations hold
-        isotropic noise, less blows it up until some of it looks like concepts; where they are
-        functions of their inputs, as those of trained models, quiet directions hold concepts too,
-        and 0.02 finds more of them.
+    shrinkage : float, optional
+        Share of the mean eigenvalue that is added to each before whitening. Much of it where
+        activations hold isotropic noise, which less would blow up until some of it looks like
+        concepts; little where they are functions of their inputs, as those of trained models are,
+        whose quiet directions hold concepts too. Left out, it is that of 0.3, 0.02 and 0.002
+        under which the activations of a level are most probable.
 
     Attributes
     ----------
@@ -67,6 +71,8 @@ class HierarchicalSelectionModel(Estimator):
         :class:`compute.graphs.result.EdgeRecovery` for the meaning of a strength.
     n_concepts_ : tuple of int
         Concepts per level that were needed.
+    shrinkage_ : tuple of float
+        Per level, the shrinkage that was taken.
     noise_ : list of float
         Per level, the standard deviation per coordinate of what the concepts leave.
     n_features_in_ : tuple of int
@@ -79,8 +85,8 @@ class HierarchicalSelectionModel(Estimator):
 
     1. Every level gets a dictionary of its own, of twice as many directions as concepts are asked
        for: with no more than there are, some merge two and never part again.
-    2. From the lowest level up, the directions to choose from are widened by those that
-       compositions of the parts point to (:mod:`compute.selection.gates`).
+    2. From the lowest level up, the directions to choose from are these, or these widened by those
+       that compositions of the parts point to (:mod:`compute.selection.gates`).
     3. Codes, directions, parents and gates are refined in turn
        (:mod:`compute.selection.refinement`); the prior of a whole's code is its gate, given the
        codes of its parents. A concept stays if the level, fitted anew without it, would lose more
@@ -100,6 +106,7 @@ class HierarchicalSelectionModel(Estimator):
     edges_: list[NDArray[np.bool_]]
     strengths_: list[NDArray[np.float64]]
     n_concepts_: tuple[int, ...]
+    shrinkage_: tuple[float, ...]
     noise_: list[float]
     n_features_in_: tuple[int, ...]
 
@@ -111,7 +118,7 @@ class HierarchicalSelectionModel(Estimator):
         steps: int = 1000,
         rounds: int = 9,
         coupled: bool = True,
-        shrinkage: float = 0.3,
+        shrinkage: float | None = None,
     ) -> None:
         self.n_concepts = n_concepts
         self.k = k
@@ -133,31 +140,23 @@ class HierarchicalSelectionModel(Estimator):
         raw = _checked(levels)
         widths, active = self._settings(len(raw))
         n = len(raw[0])
-        whitenings = [estimate_whitening(rows, self.shrinkage) for rows in raw]
-        x = [white.rows(rows) for white, rows in zip(whitenings, raw)]
         generator = torch.Generator().manual_seed(self.seed)
         order = torch.randperm(n, generator=generator)
         sample = order[:_REFINE_ROWS]
-        fitted: list[Level] = []
+        self._seen: list[_Seen] = []
+        taken: list[float] = []
         below: FloatArray | None = None
-        for rows, most, k in zip(x, widths, active, strict=True):
-            first = fit_dictionary(
-                rows,
-                int(_CHOICE * most),
-                k,
-                self.steps,
-                self.seed,
-                "batchtopk",
-                batch_size=min(_BATCH_ROWS, n),
-            )
+        for rows, most, k in zip(raw, widths, active, strict=True):
+            first = self._first(rows, sample, int(_CHOICE * most), k)
             parts = below if self.coupled else None
-            starts = _starts(rows[sample], first, parts, most)
-            level = best_fit(starts, rows[sample], parts, self.rounds, n, most)
-            fitted.append(level)
-            below = level.encode(rows[sample], parts)
-        self._seen = [_Seen.of(level, white) for level, white in zip(fitted, whitenings)]
-        self.n_features_in_ = tuple(rows.shape[1] for rows in x)
-        self.n_concepts_ = tuple(level.n_concepts for level in fitted)
+            starts = _starts(first, parts, most)
+            level = best_fit(starts, first.x, parts, self.rounds, n, most)
+            self._seen.append(_Seen.of(level, first.whitening))
+            taken.append(first.shrinkage)
+            below = level.encode(first.x, parts)
+        self.shrinkage_ = tuple(taken)
+        self.n_features_in_ = tuple(rows.shape[1] for rows in raw)
+        self.n_concepts_ = tuple(seen.level.n_concepts for seen in self._seen)
         some = order[:_EDGE_ROWS].sort().values
         shown = [rows[some] for rows in raw]
         codes_by_level = self.transform(shown)
@@ -208,6 +207,22 @@ class HierarchicalSelectionModel(Estimator):
             codes.append(seen.level.encode(seen.whitening.rows(x), below))
         return [z * seen.lengths for z, seen in zip(codes, fitted)]
 
+    def _first(self, rows: Tensor, sample: Tensor, width: int, k: int) -> _First:
+        """What the fit of a level starts from, given all its rows and those to refine it on."""
+
+        def fitted(shrinkage: float) -> _First:
+            whitening = estimate_whitening(rows, shrinkage)
+            x = whitening.rows(rows)
+            batch = min(_BATCH_ROWS, len(x))
+            dictionary = fit_dictionary(
+                x, width, k, self.steps, self.seed, "batchtopk", batch_size=batch
+            )
+            return _First(shrinkage, whitening, x[sample], dictionary)
+
+        if self.shrinkage is not None:
+            return fitted(self.shrinkage)
+        return max((fitted(shrinkage) for shrinkage in _SHRINKAGES), key=_First.evidence)
+
     def _settings(self, n_levels: int) -> tuple[list[int], list[int]]:
         widths = [int(width) for width in self.n_concepts]
         if len(widths) != n_levels:
@@ -224,8 +239,10 @@ class HierarchicalSelectionModel(Estimator):
         for name in ("steps", "rounds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; give at least 1.")
-        if not 0 <= self.shrinkage < float("inf"):
-            raise ValueError(f"shrinkage is {self.shrinkage}; give 0 or more, e.g. 0.3.")
+        if self.shrinkage is not None and not 0 <= self.shrinkage < float("inf"):
+            raise ValueError(
+                f"shrinkage is {self.shrinkage}; give 0 or more, or leave it out to have it chosen."
+            )
         return widths, [min(k, width) for k, width in zip(active, widths, strict=True)]
 
     def _fitted(self) -> list[_Seen]:
@@ -239,6 +256,29 @@ class HierarchicalSelectionModel(Estimator):
         if rows.ndim != 2 or rows.shape[1] != d:
             raise ValueError(f"x has shape {tuple(rows.shape)}; level {level} needs (n, {d}).")
         return rows
+
+
+class _First(NamedTuple):
+    """Whitened coordinates of a level, its sampled rows in them (n, d), and its own dictionary."""
+
+    shrinkage: float
+    whitening: Normalization
+    x: Tensor
+    dictionary: Dictionary
+
+    def start(self) -> Level:
+        """The level as its dictionary has it."""
+        return Level.start(self.x, self.dictionary.directions, _bias(self.x, self.dictionary))
+
+    def evidence(self) -> float:
+        """Log probability of the rows as activations, under a level refined for a few rounds.
+
+        Rows are more probable where their coordinates are smaller: the determinant of the
+        whitening makes up for it, so that coordinates can be compared.
+        """
+        assert self.whitening.into is not None
+        stretch = float(torch.linalg.slogdet(self.whitening.into.double())[1])
+        return settled(self.start(), self.x, _EVIDENCE_ROUNDS).total + len(self.x) * stretch
 
 
 class _Seen(NamedTuple):
@@ -267,30 +307,30 @@ class _Seen(NamedTuple):
         return float(left.square().mean().sqrt())
 
 
-def _starts(x: Tensor, first: Dictionary, parts: FloatArray | None, most: int) -> Iterator[Level]:
+def _starts(first: _First, parts: FloatArray | None, most: int) -> Iterator[Level]:
     """Levels to begin with: directions to choose from, and the bias that goes with them.
 
     Compositions of the parts are ranked by their evidence, but how many of them are true is not
-    known before a fit; the fits from some numbers of them are compared.
+    known before a fit; the fits from some numbers of them, none among these, are compared.
     """
-    own = first.directions
+    yield first.start()
     if parts is None:
-        yield Level.start(x, own, _bias(x, first.encode(x)))
         return
-    found = pure_directions(parts, x.numpy(), int(_MOST_PURE * most))
+    found = pure_directions(parts, first.x.numpy(), int(_MOST_PURE * most))
     pure, bias = torch.from_numpy(found.directions), torch.from_numpy(found.bias)
     if not len(pure):
-        yield Level.start(x, own, _bias(x, first.encode(x)))
         return
+    own = first.dictionary.directions
     for share, same in _STARTS:
         some = pure[: max(1, int(share * most))]
         new = (own @ some.T).amax(1) < same
-        yield Level.start(x, torch.cat([some, own[new]])[: int(_CHOICE * most)], bias)
+        chosen = torch.cat([some, own[new]])[: int(_CHOICE * most)]
+        yield Level.start(first.x, chosen, bias)
 
 
-def _bias(x: Tensor, codes: Tensor) -> Tensor:
-    """What a row (d,) is without active concepts, by least squares."""
-    design = torch.cat([codes, torch.ones(len(x), 1)], 1).double()
+def _bias(x: Tensor, dictionary: Dictionary) -> Tensor:
+    """What a row (d,) is without active concepts, by least squares on rows (n, d)."""
+    design = torch.cat([dictionary.encode(x), torch.ones(len(x), 1)], 1).double()
     ridge = 1e-3 * torch.eye(design.shape[1], dtype=torch.float64)
     solution: Tensor = torch.linalg.solve(design.T @ design + ridge, design.T @ x.double())
     return solution[-1].float()

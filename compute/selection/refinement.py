@@ -21,7 +21,7 @@ from torch import Tensor
 
 from compute.selection.coding import Posterior, Slab, posterior_codes
 from compute.selection.gates import FloatArray
-from compute.selection.level import LEAST_ACTIVE, Level, inactive
+from compute.selection.level import LEAST_ACTIVE, Level, Likelihood, inactive
 
 # Active rows on which dropping a concept is tried: a few, and more where these leave a doubt.
 _TRIAL_ROWS = (32, 256)
@@ -90,6 +90,21 @@ def refine(
         level.fit_prior(z, below if number > 0 else None)
     assert z is not None
     return _simplify(level, x, below, z, price, most)
+
+
+def settled(level: Level, x: Tensor, rounds: int) -> Likelihood:
+    """Codes and likelihood of rows ``x`` (n, d) under a level by itself, refined in place.
+
+    Nothing is dropped.
+    """
+    z: Tensor | None = None
+    for _ in range(rounds):
+        centred = x - level.bias
+        z = posterior_codes(centred, level.directions, level.noise, level.slab, z).codes
+        z = level.fit_directions(x, z)
+        level.fit_prior(z, None)
+    assert z is not None
+    return level.likelihood(x, None, z)
 
 
 def _simplify(

@@ -15,7 +15,6 @@ which bring their own, are recovered from their codes by ``recover_edges``.
 
 - ``hierarchical``: ``HierarchicalSelectionModel``;
 - ``minimal``: the same, offered twice the true number of concepts at every level;
-- ``hierarchical, shrunk less``: the same with the shrinkage that dictionaries whiten with;
 - ``uncoupled``: the same with ``coupled=False``, every level by itself;
 - ``independent``: ``fit_dictionary`` per level, at the settings the hierarchical model starts from,
   but as dictionaries are commonly trained; ``independent, whitened``: in whitened coordinates, as
@@ -327,7 +326,6 @@ def factors(problem: Problem, kind: str) -> Answer:
 METHODS: dict[str, Callable[[Problem], Answer]] = {
     "hierarchical": hierarchical,
     "minimal": lambda problem: hierarchical(problem, offered=2),
-    "hierarchical, shrunk less": lambda problem: hierarchical(problem, shrinkage=0.02),
     "uncoupled": lambda problem: hierarchical(problem, coupled=False),
     "independent": independent,
     "independent, whitened": lambda problem: independent(problem, whiten=True),

@@ -39,7 +39,6 @@ from storage.locations import Location
 FIELDS = ("model", "method", "seed", "level_1", "level_2", "level_3", "cpu_seconds")
 METHODS = (
     "hierarchical",
-    "hierarchical, shrunk less",
     "uncoupled",
     "independent, whitened",
     "independent",
