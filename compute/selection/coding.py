@@ -130,6 +130,15 @@ def posterior_codes(
     return Posterior(codes, score)
 
 
+def better(first: Posterior, second: Posterior) -> Posterior:
+    """Of two searches of the same rows, the codes that are more probable, row by row."""
+    kept = first.score >= second.score
+    return Posterior(
+        torch.where(kept[:, None], first.codes, second.codes),
+        torch.where(kept, first.score, second.score),
+    )
+
+
 def _best_values(
     z: Tensor, residual: Tensor, mean: Tensor, gram: Tensor, variance: Tensor, noise: float
 ) -> tuple[Tensor, Tensor]:

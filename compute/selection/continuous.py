@@ -19,17 +19,17 @@ from compute.graphs.columns import FEWEST_ROWS
 from compute.selection.encoders import read_out
 from compute.selection.estimator import Estimator
 from compute.selection.gates import FloatArray, pure_directions
-from compute.selection.level import Level
+from compute.selection.level import Level, least_squares
 from compute.selection.refinement import best_fit, settled
 
 _BATCH_ROWS = 1024
 # Rows on which levels are refined, and on which edges are recovered.
 _REFINE_ROWS = 6000
 _EDGE_ROWS = 20_000
-# Directions to choose from, as a multiple of the concepts asked for.
+# Most directions to choose from, as a multiple of the concepts asked for.
 _CHOICE = 2.0
 # Isotropic noise among activations, and noise that is quiet where they are.
-_SHRINKAGES = (0.3, 0.02, 0.002)
+_SHRINKAGES = (0.3, 0.02)
 _EVIDENCE_ROUNDS = 3
 _MOST_PURE = 1.5
 # How many compositions, as a multiple of the concepts asked for, and how near to one of them a
@@ -59,8 +59,8 @@ class HierarchicalSelectionModel(Estimator):
         Share of the mean eigenvalue that is added to each before whitening. Much of it where
         activations hold isotropic noise, which less would blow up until some of it looks like
         concepts; little where they are functions of their inputs, as those of trained models are,
-        whose quiet directions hold concepts too. Left out, it is that of 0.3, 0.02 and 0.002
-        under which the activations of a level are most probable.
+        whose quiet directions hold concepts too. Left out, it is that of 0.3 and 0.02 under which
+        the activations of a level are more probable.
 
     Attributes
     ----------
@@ -83,10 +83,11 @@ class HierarchicalSelectionModel(Estimator):
     The model is ``x_l = b_l + z_l W_l + noise`` with ``z_{l+1,j} = g_j(z_{l,pa(j)}, noise)``, in
     coordinates in which the activations of the level are white; noise is isotropic there.
 
-    1. Every level gets a dictionary of its own, of twice as many directions as concepts are asked
-       for: with no more than there are, some merge two and never part again.
-    2. From the lowest level up, the directions to choose from are these, or these widened by those
-       that compositions of the parts point to (:mod:`compute.selection.gates`).
+    1. Every level gets two dictionaries of its own: of as many directions as concepts are asked
+       for, and of twice as many, for with no more than there are some merge two and never part
+       again.
+    2. From the lowest level up, the directions to choose from are those of either, or of the wider
+       one and those that compositions of the parts point to (:mod:`compute.selection.gates`).
     3. Codes, directions, parents and gates are refined in turn
        (:mod:`compute.selection.refinement`); the prior of a whole's code is its gate, given the
        codes of its parents. A concept stays if the level, fitted anew without it, would lose more
@@ -147,7 +148,7 @@ class HierarchicalSelectionModel(Estimator):
         taken: list[float] = []
         below: FloatArray | None = None
         for rows, most, k in zip(raw, widths, active, strict=True):
-            first = self._first(rows, sample, int(_CHOICE * most), k)
+            first = self._first(rows, sample, most, k)
             parts = below if self.coupled else None
             starts = _starts(first, parts, most)
             level = best_fit(starts, first.x, parts, self.rounds, n, most)
@@ -207,21 +208,22 @@ class HierarchicalSelectionModel(Estimator):
             codes.append(seen.level.encode(seen.whitening.rows(x), below))
         return [z * seen.lengths for z, seen in zip(codes, fitted)]
 
-    def _first(self, rows: Tensor, sample: Tensor, width: int, k: int) -> _First:
+    def _first(self, rows: Tensor, sample: Tensor, most: int, k: int) -> _First:
         """What the fit of a level starts from, given all its rows and those to refine it on."""
 
-        def fitted(shrinkage: float) -> _First:
+        def learnt(x: Tensor, width: int) -> Dictionary:
+            batch = min(_BATCH_ROWS, len(x))
+            return fit_dictionary(x, width, k, self.steps, self.seed, "batchtopk", batch_size=batch)
+
+        def seen(shrinkage: float) -> tuple[_First, Tensor]:
             whitening = estimate_whitening(rows, shrinkage)
             x = whitening.rows(rows)
-            batch = min(_BATCH_ROWS, len(x))
-            dictionary = fit_dictionary(
-                x, width, k, self.steps, self.seed, "batchtopk", batch_size=batch
-            )
-            return _First(shrinkage, whitening, x[sample], dictionary)
+            return _First(shrinkage, whitening, x[sample], (learnt(x, most),)), x
 
-        if self.shrinkage is not None:
-            return fitted(self.shrinkage)
-        return max((fitted(shrinkage) for shrinkage in _SHRINKAGES), key=_First.evidence)
+        shrinkages = _SHRINKAGES if self.shrinkage is None else (self.shrinkage,)
+        found = [seen(shrinkage) for shrinkage in shrinkages]
+        first, x = max(found, key=lambda own: own[0].evidence()) if len(found) > 1 else found[0]
+        return first._replace(dictionaries=(*first.dictionaries, learnt(x, int(_CHOICE * most))))
 
     def _settings(self, n_levels: int) -> tuple[list[int], list[int]]:
         widths = [int(width) for width in self.n_concepts]
@@ -259,16 +261,19 @@ class HierarchicalSelectionModel(Estimator):
 
 
 class _First(NamedTuple):
-    """Whitened coordinates of a level, its sampled rows in them (n, d), and its own dictionary."""
+    """Whitened coordinates of a level, its sampled rows in them (n, d), and its dictionaries."""
 
     shrinkage: float
     whitening: Normalization
     x: Tensor
-    dictionary: Dictionary
+    dictionaries: tuple[Dictionary, ...]
 
-    def start(self) -> Level:
-        """The level as its dictionary has it."""
-        return Level.start(self.x, self.dictionary.directions, _bias(self.x, self.dictionary))
+    def start(self, dictionary: Dictionary) -> Level:
+        """The level as one of its dictionaries has it."""
+        codes = dictionary.encode(self.x)
+        # What a row is without active concepts.
+        bias = least_squares(codes, self.x)[-1]
+        return Level.start(self.x, dictionary.directions, bias, codes)
 
     def evidence(self) -> float:
         """Log probability of the rows as activations, under a level refined for a few rounds.
@@ -278,7 +283,8 @@ class _First(NamedTuple):
         """
         assert self.whitening.into is not None
         stretch = float(torch.linalg.slogdet(self.whitening.into.double())[1])
-        return settled(self.start(), self.x, _EVIDENCE_ROUNDS).total + len(self.x) * stretch
+        level = self.start(self.dictionaries[0])
+        return settled(level, self.x, _EVIDENCE_ROUNDS).total + len(self.x) * stretch
 
 
 class _Seen(NamedTuple):
@@ -313,27 +319,19 @@ def _starts(first: _First, parts: FloatArray | None, most: int) -> Iterator[Leve
     Compositions of the parts are ranked by their evidence, but how many of them are true is not
     known before a fit; the fits from some numbers of them, none among these, are compared.
     """
-    yield first.start()
+    yield from map(first.start, first.dictionaries)
     if parts is None:
         return
     found = pure_directions(parts, first.x.numpy(), int(_MOST_PURE * most))
     pure, bias = torch.from_numpy(found.directions), torch.from_numpy(found.bias)
     if not len(pure):
         return
-    own = first.dictionary.directions
+    own = first.dictionaries[-1].directions
     for share, same in _STARTS:
         some = pure[: max(1, int(share * most))]
         new = (own @ some.T).amax(1) < same
         chosen = torch.cat([some, own[new]])[: int(_CHOICE * most)]
         yield Level.start(first.x, chosen, bias)
-
-
-def _bias(x: Tensor, dictionary: Dictionary) -> Tensor:
-    """What a row (d,) is without active concepts, by least squares on rows (n, d)."""
-    design = torch.cat([dictionary.encode(x), torch.ones(len(x), 1)], 1).double()
-    ridge = 1e-3 * torch.eye(design.shape[1], dtype=torch.float64)
-    solution: Tensor = torch.linalg.solve(design.T @ design + ridge, design.T @ x.double())
-    return solution[-1].float()
 
 
 def _dense(matrix: Any) -> NDArray[Any]:

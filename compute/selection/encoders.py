@@ -8,6 +8,7 @@ from torch import Tensor
 
 from compute.dictionaries import Dictionary
 from compute.selection.gates import FloatArray
+from compute.selection.level import least_squares
 
 
 def read_out(
@@ -19,14 +20,11 @@ def read_out(
     active and inactive rows are told apart with fewest mistakes. ``directions`` (c, d) and ``bias``
     (d,) are those that decode, ``noise`` the standard deviation of what they leave.
     """
-    n, d = x.shape
-    z = torch.from_numpy(codes)
-    centred = (x - bias).double()
-    design = torch.cat([centred, torch.ones(n, 1, dtype=torch.float64)], 1)
+    centred = x - bias
     # The noise that shrinks the map is the level's own.
-    ridge = max(noise**2, 1e-8) * torch.eye(d + 1, dtype=torch.float64)
-    solution = torch.linalg.solve(design.T @ design + ridge, design.T @ z.double()).float()
-    reading = (centred.float() @ solution[:d] + solution[d]).numpy()
+    solution = least_squares(centred, torch.from_numpy(codes), max(noise**2, 1e-8))
+    weights, constant = solution[:-1], solution[-1]
+    reading = (centred @ weights + constant).numpy()
     threshold = np.zeros(len(directions), np.float32)
     for j, column in enumerate(reading.T):
         order = np.argsort(-column, kind="stable")
@@ -35,12 +33,12 @@ def read_out(
         best = int(right.argmax())
         bounds = column[order[best : best + 2]] if right[best] > 0 else column[order[:1]] + 1.0
         threshold[j] = max(float(bounds.mean()), 0.0)
-    weights = {
-        "W_enc": solution[:d],
-        "b_enc": solution[d],
+    parameters = {
+        "W_enc": weights,
+        "b_enc": constant,
         "W_dec": directions,
         "b_dec": bias,
         "threshold": torch.from_numpy(threshold),
     }
     k = max(1, min(len(directions), round(float((codes > 0).sum(1).mean()))))
-    return Dictionary("jumprelu", weights, k=k)
+    return Dictionary("jumprelu", parameters, k=k)

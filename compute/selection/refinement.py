@@ -81,12 +81,13 @@ def refine(
     last = max(rounds - 2, 0)
     for number in range(rounds):
         prior = level.prior(below)
-        posterior = posterior_codes(x - level.bias, level.directions, level.noise, prior, z)
+        posterior = level.infer(x, prior, z)
         z = posterior.codes
         if number % 3 == 2 or number == last:
             bound = int(_ROOM * most) + 1 if number >= last else level.n_concepts
             z = _Elimination(level, x, prior, posterior).run(price, bound)
         z = level.fit_directions(x, z)
+        level.fit_reading(x, z)
         level.fit_prior(z, below if number > 0 else None)
     assert z is not None
     return _simplify(level, x, below, z, price, most)
@@ -99,9 +100,9 @@ def settled(level: Level, x: Tensor, rounds: int) -> Likelihood:
     """
     z: Tensor | None = None
     for _ in range(rounds):
-        centred = x - level.bias
-        z = posterior_codes(centred, level.directions, level.noise, level.slab, z).codes
+        z = level.infer(x, level.slab, z).codes
         z = level.fit_directions(x, z)
+        level.fit_reading(x, z)
         level.fit_prior(z, None)
     assert z is not None
     return level.likelihood(x, None, z)
@@ -148,6 +149,7 @@ def _simplify(
             total, trial, z, names = best
             vars(level).update(vars(trial))
             dropped = True
+    level.fit_reading(x, z)
     return total - price * level.n_concepts
 
 
