@@ -119,6 +119,7 @@ def _simplify(
     """
     z, total = level.likelihood(x, below, start)
     names = np.arange(level.n_concepts)
+    losses = np.full(level.n_concepts, -np.inf)
     refused: set[int] = set()
     dropped = True
     while dropped and level.n_concepts > 1:
@@ -126,11 +127,10 @@ def _simplify(
         prior = level.prior(below)
         posterior = posterior_codes(x - level.bias, level.directions, level.noise, prior, z)
         elimination = _Elimination(level, x, prior, posterior)
-        losses = [elimination.loss(j, price) for j in range(level.n_concepts)]
         crowded = level.n_concepts > most
-        order = [int(j) for j in np.argsort(losses) if crowded or names[j] not in refused]
+        tried = [j for j, name in enumerate(names) if crowded or name not in refused]
         best: tuple[float, Level, Tensor, NDArray[np.int64]] | None = None
-        for j in order[:_REFITS]:
+        for j in elimination.least_needed(tried, losses, price):
             left = np.delete(np.arange(level.n_concepts), j)
             codes = elimination.codes_without(j)[:, torch.from_numpy(left)]
             trial = replace(level)
@@ -141,12 +141,13 @@ def _simplify(
                 trial.fit_prior(codes, below)
                 codes, value = trial.likelihood(x, below, codes)
             if best is None or value > best[0]:
-                best = value, trial, codes, names[left]
+                best = value, trial, codes, left
             if total - value < price:
                 break
             refused.add(int(names[j]))
         if best is not None and (total - best[0] < price or crowded):
-            total, trial, z, names = best
+            total, trial, z, left = best
+            names, losses = names[left], losses[left]
             vars(level).update(vars(trial))
             dropped = True
     level.fit_reading(x, z)
@@ -198,6 +199,23 @@ class _Elimination:
         kept = np.sort(np.array([j for _, j in queue], dtype=np.int64))
         level.keep(kept)
         return self.z[:, torch.from_numpy(kept)]
+
+    def least_needed(
+        self, concepts: list[int], losses: NDArray[np.float64], price: float
+    ) -> list[int]:
+        """The few of some concepts whose losses are smallest, given losses (c,) measured earlier.
+
+        These are lower bounds, as in :meth:`run`, and brought up to date where they are small.
+        """
+        stale = set(concepts)
+        while True:
+            least = sorted(concepts, key=lambda j: losses[j])[:_REFITS]
+            again = stale.intersection(least)
+            if not again:
+                return least
+            for j in again:
+                losses[j] = self.loss(j, price)
+            stale -= again
 
     def loss(self, j: int, price: float) -> float:
         """What all rows lose without a concept; roughly where it is clearly above ``price``."""
