@@ -63,6 +63,11 @@ class Gates:
             means[:, j] = self.means[j][cell]
         return Slab(torch.from_numpy(log_odds), torch.from_numpy(means), variance)
 
+    def keep(self, kept: NDArray[np.int64]) -> Gates:
+        """The gates of some concepts only."""
+        own = ([field[j] for j in kept] for field in (self.parents, self.log_odds, self.means))
+        return Gates(self.middles, *map(tuple, own))
+
 
 def fit_gates(
     parts: FloatArray, codes: FloatArray, parents: list[NDArray[np.int64]]

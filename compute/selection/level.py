@@ -109,11 +109,12 @@ class Level:
         return better(found, posterior_codes(centred, self.directions, self.noise, prior, read))
 
     def keep(self, kept: NDArray[np.int64]) -> None:
-        """Keep some concepts only; gates have to be fitted anew."""
+        """Keep some concepts only."""
         index = torch.from_numpy(kept)
         self.directions = self.directions[index]
         self.slab = Slab(*(field[index] for field in self.slab))
-        self.gates = None
+        if self.gates is not None:
+            self.gates = self.gates.keep(kept)
         if self.reading is not None:
             self.reading = self.reading[:, index]
 
@@ -148,14 +149,20 @@ class Level:
         """The map with which rows (n, d) are read as their codes (n, c)."""
         self.reading = least_squares(x, z)
 
-    def fit_prior(self, z: Tensor, below: FloatArray | None) -> None:
-        """The prior by the frequencies of codes (n, c), given codes (n, p) of the level below."""
+    def fit_prior(self, z: Tensor, below: FloatArray | None, same_parents: bool = False) -> None:
+        """The prior by the frequencies of codes (n, c), given codes (n, p) of the level below.
+
+        Parents are recovered anew, which takes longest, or left as they are.
+        """
         codes = z.numpy()
         active = codes > 0
         share = (active.sum(0) + 0.5) / (len(codes) + 1.0)
         means = codes.sum(0) / np.maximum(active.sum(0), 1)
-        nobody = [np.empty(0, np.int64)] * self.n_concepts
-        parents = nobody if below is None else strongest_parents(recover_edges(below, codes))
+        parents = [np.empty(0, np.int64)] * self.n_concepts
+        if same_parents and self.gates is not None:
+            parents = list(self.gates.parents)
+        elif below is not None:
+            parents = strongest_parents(recover_edges(below, codes))
         gates, variance = fit_gates(codes[:, :0] if below is None else below, codes, parents)
         self.gates = None if below is None else gates
         # A concept that was never active has shown no strength: it keeps the one it was given.

@@ -138,7 +138,7 @@ def _simplify(
             value = -np.inf
             for _ in range(_REFIT_ROUNDS):
                 codes = trial.fit_directions(x, codes)
-                trial.fit_prior(codes, below)
+                trial.fit_prior(codes, below, same_parents=True)
                 codes, value = trial.likelihood(x, below, codes)
             if best is None or value > best[0]:
                 best = value, trial, codes, left
@@ -150,6 +150,9 @@ def _simplify(
             names, losses = names[left], losses[left]
             vars(level).update(vars(trial))
             dropped = True
+    if below is not None:
+        level.fit_prior(z, below)
+        z, total = level.likelihood(x, below, z)
     level.fit_reading(x, z)
     return total - price * level.n_concepts
 

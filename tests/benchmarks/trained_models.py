@@ -47,9 +47,9 @@ METHODS = (
     "ica",
 )
 # Texts of a grammar, and captions of sprites.
-TEXTS, CAPTIONS = 1000, 300
-GRAMMAR = {"n_concepts": (48, 48, 48), "k": [3, 4, 4]}
-SPRITES = {"n_concepts": (96, 96, 96), "k": [2, 2, 2]}
+TEXTS, CAPTIONS = 1000, 1000
+GRAMMAR = {"n_concepts": (96, 96, 96), "k": [3, 4, 4]}
+SPRITES = {"n_concepts": (96, 96, 96), "k": [4, 4, 4]}
 
 
 class Recorded(NamedTuple):
