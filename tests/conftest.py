@@ -6,6 +6,7 @@ import socket
 import sys
 
 import pytest
+import torch
 
 from tests.tiny import make_model, make_texts, tiny_values
 
@@ -15,6 +16,9 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 # Ray's workers would give way to whatever else this machine computes.
 os.environ.setdefault("RAY_worker_niceness", "0")
+if not torch.cuda.is_available():
+    # Read when Triton is first imported, by whatever library that may be.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(scope="session")

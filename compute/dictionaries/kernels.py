@@ -3,8 +3,14 @@
 A batch of codes has ``k`` or so active concepts per row out of thousands, so everything after
 the encoder's dense product works on the active entries alone: about ``10 k d`` multiplications a
 row instead of ``10 n d``. Entries are kept in coordinate form, sorted by row.
+
+On CUDA devices sums and products over entries are taken by Triton where it is installed and agrees
+with the eager path, which is also the one that is differentiable.
 """
 
+import warnings
+from functools import cache
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -12,6 +18,8 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag, linear
 
 _ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise")
+# Types of devices on which Triton is tried.
+_TRITON_DEVICES = {"cuda"}
 
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -57,6 +65,9 @@ def entries_from_mask(values: Tensor, mask: Tensor) -> Entries:
 
 def decode_entries(entries: Entries, decoder: Tensor) -> Tensor:
     """Sum ``values · decoder[concepts]`` over the entries of each row; returns (n_rows, d)."""
+    if fast := _triton(entries.values, decoder):
+        sums: Tensor = fast.gather_sum(decoder, entries.concepts, entries.values, entries.starts)
+        return sums
     return embedding_bag(
         entries.concepts,
         decoder,
@@ -72,6 +83,9 @@ def entry_products(entries: Entries, table: Tensor, weight: Tensor) -> Tensor:
     This is the derivative of :func:`decode_entries` by the values, which torch computes without
     gathering the (m, d) operands.
     """
+    if fast := _triton(table, weight):
+        products: Tensor = fast.gather_dot(table, entries.rows, weight, entries.concepts)
+        return products
     with torch.enable_grad():
         values = torch.zeros_like(entries.values).requires_grad_()
         out = decode_entries(entries._replace(values=values), weight.detach())
@@ -96,6 +110,9 @@ def sort_by_concept(concepts: Tensor, n_concepts: int) -> ByConcept:
 
 def sum_by_concept(by: ByConcept, rows: Tensor, weights: Tensor, table: Tensor) -> Tensor:
     """Sum ``weights · table[rows]`` over the entries of each concept; returns (n_concepts, d)."""
+    if fast := _triton(weights, table):
+        sums: Tensor = fast.gather_sum(table, rows, weights, by.starts, by.order)
+        return sums
     return embedding_bag(
         rows[by.order], table, by.starts, mode="sum", per_sample_weights=weights[by.order]
     )
@@ -104,6 +121,34 @@ def sum_by_concept(by: ByConcept, rows: Tensor, weights: Tensor, table: Tensor) 
 def sum_values(concepts: Tensor, weights: Tensor, n_concepts: int) -> Tensor:
     """Sum ``weights`` over the entries of each concept; returns (n_concepts,)."""
     return torch.zeros(n_concepts, device=weights.device).index_add_(0, concepts, weights)
+
+
+def _triton(*operands: Tensor) -> ModuleType | None:
+    """The Triton kernels, if these operands lie where they run and need no derivative."""
+    device = operands[0].device
+    if device.type not in _TRITON_DEVICES:
+        return None
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in operands):
+        return None
+    return _triton_on(device)
+
+
+@cache
+def _triton_on(device: torch.device) -> ModuleType | None:
+    """The Triton kernels, if they are installed and agree with the eager path on this device."""
+    try:
+        from compute.dictionaries import triton_kernels
+    except ImportError:
+        return None
+    try:
+        if triton_kernels.agrees(device):
+            return triton_kernels
+        reason = "their results are not those of the eager path"
+    # Whatever a compiler or a driver may raise, the eager path does the same work.
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+    warnings.warn(f"Triton kernels are left alone on {device}: {reason}.", stacklevel=3)
+    return None
 
 
 class Top(NamedTuple):
