@@ -1,4 +1,4 @@
-"""Learning: one dictionary per level, trained in one pass over the activation store."""
+"""Learning: one dictionary per level, each by itself or all as a hierarchical selection model."""
 
 from __future__ import annotations
 
@@ -48,6 +48,8 @@ def train(
     progress: Progress = silent,
 ) -> dict[str, dict[str, float]]:
     """Train a dictionary for every level, or go on from the last checkpoint.
+
+    A hierarchical selection model is fitted to some rows in memory; it has no checkpoints.
 
     Writes ``dictionaries/<level>/`` in SAELens' layout and the norm bounds below `location`.
 
@@ -114,13 +116,53 @@ def _train(
 ) -> dict[str, dict[str, float]]:
     import torch
 
-    from compute.dictionaries import train_levels
-    from compute.models.devices import choose_device
-
     torch.set_num_threads(max(1, int(resources.cpus)))
     location = Location(url)
     bounds = norm_bounds(activations, settings.outlier_norm)
     location.put(_BOUNDS, json.dumps(bounds).encode())
+    if settings.method == "hierarchical":
+        dictionaries = _together(activations, settings, bounds, report)
+    else:
+        dictionaries = _apart(activations, location, settings, bounds, resources, report)
+    scores = {}
+    for level, dictionary in dictionaries.items():
+        held_out = _evaluate(activations, dictionary, level, bounds, "held_out")
+        train = _evaluate(activations, dictionary, level, bounds, "train")
+        silent_everywhere = (held_out.frequencies == 0) & (train.frequencies == 0)
+        scores[level] = held_out.summary() | {
+            "dead_share": float(silent_everywhere.mean()),
+            "train_explained_variance": train.explained_variance,
+            "n_outliers": float(len(activations) - held_out.n_rows - train.n_rows),
+        }
+        rows = held_out.n_rows + train.n_rows
+        firing = (held_out.frequencies * held_out.n_rows + train.frequencies * train.n_rows) / rows
+        files = to_saelens(
+            dictionary.weights(),
+            architecture=dictionary.architecture,
+            k=dictionary.k if dictionary.architecture == "topk" else None,
+            metadata={**metadata[level], "k": dictionary.k},
+            frequency=firing,
+        )
+        for name, data in files.items():
+            location.put(f"dictionaries/{level}/{name}", data)
+    location.delete_folder("checkpoints")
+    return scores
+
+
+def _apart(
+    activations: ActivationSet,
+    location: Location,
+    settings: LearnSettings,
+    bounds: dict[str, float],
+    resources: ResourceSettings,
+    report: Any,
+) -> dict[str, Any]:
+    """Level → its dictionary, trained by itself on all rows."""
+    import torch
+
+    from compute.dictionaries import train_levels
+    from compute.models.devices import choose_device
+
     own = {name: getattr(settings, name) for name in DictionarySettings.model_fields}
     chosen = {level: DictionarySettings(**own) for level in activations.levels}
     device = choose_device("auto" if resources.gpus else "cpu")
@@ -149,30 +191,46 @@ def _train(
         trainers = train_levels(
             stream, chosen, trainers=trainers, after_step=after_step, device=str(device)
         )
-    scores = {}
-    for level, trainer in trainers.items():
-        dictionary = trainer.dictionary
-        held_out = _evaluate(activations, dictionary, level, bounds, "held_out")
-        train = _evaluate(activations, dictionary, level, bounds, "train")
-        silent_everywhere = (held_out.frequencies == 0) & (train.frequencies == 0)
-        scores[level] = held_out.summary() | {
-            "dead_share": float(silent_everywhere.mean()),
-            "train_explained_variance": train.explained_variance,
-            "n_outliers": float(len(activations) - held_out.n_rows - train.n_rows),
-        }
-        rows = held_out.n_rows + train.n_rows
-        firing = (held_out.frequencies * held_out.n_rows + train.frequencies * train.n_rows) / rows
-        files = to_saelens(
-            dictionary.weights(),
-            architecture=dictionary.architecture,
-            k=dictionary.k if dictionary.architecture == "topk" else None,
-            metadata={**metadata[level], "k": dictionary.k},
-            frequency=firing,
-        )
-        for name, data in files.items():
-            location.put(f"dictionaries/{level}/{name}", data)
-    location.delete_folder("checkpoints")
-    return scores
+    return {level: trainer.dictionary for level, trainer in trainers.items()}
+
+
+def _together(
+    activations: ActivationSet, settings: LearnSettings, bounds: dict[str, float], report: Any
+) -> dict[str, Any]:
+    """Level → its dictionary in a hierarchical selection model of all levels."""
+    from compute.selection import HierarchicalSelectionModel
+
+    blocks: dict[str, list[np.ndarray]] = {level: [] for level in activations.levels}
+    found = 0
+    for start, stop, kept in _kept_chunks(activations, bounds, "train"):
+        for level, own in blocks.items():
+            own.append(activations.read(level, start, stop)[kept].astype(np.float32))
+        found += int(kept.sum())
+        if found >= settings.rows:
+            break
+    n_levels = len(blocks)
+    worker_log().info("fitting %d levels to %d rows", n_levels, min(found, settings.rows))
+    model = HierarchicalSelectionModel(
+        [settings.n_concepts] * n_levels, settings.k, settings.seed, steps=settings.steps
+    )
+
+    def after_level(done: int) -> None:
+        report.remote(settings.steps * done // n_levels, settings.steps)
+
+    rows = [np.concatenate(own)[: settings.rows] for own in blocks.values()]
+    return dict(zip(blocks, model.fit(rows, progress=after_level).dictionaries_, strict=True))
+
+
+def _kept_chunks(
+    activations: ActivationSet, bounds: dict[str, float], split: Any
+) -> Iterator[tuple[int, int, Any]]:
+    """First and last row of each chunk of a split, and which of its rows are no outliers."""
+    rows, chunk = activations.plan.split(split), activations.plan.chunk_rows
+    for start in range(rows.start, rows.stop, chunk):
+        stop = min(start + chunk, rows.stop)
+        kept = kept_rows(activations, bounds, start, stop)
+        if kept.any():
+            yield start, stop, kept
 
 
 def _evaluate(
@@ -180,16 +238,13 @@ def _evaluate(
 ) -> Any:
     from compute.dictionaries.metrics import evaluate
 
-    def batches() -> Iterator[Any]:
-        chunk = activations.plan.chunk_rows
-        rows = activations.plan.split(split)
-        for start in range(rows.start, rows.stop, chunk):
-            stop = min(start + chunk, rows.stop)
-            kept = kept_rows(activations, bounds, start, stop)
-            if kept.any():
-                yield activations.read(level, start, stop)[kept].astype(np.float32)
-
-    return evaluate(dictionary, batches())
+    return evaluate(
+        dictionary,
+        (
+            activations.read(level, start, stop)[kept].astype(np.float32)
+            for start, stop, kept in _kept_chunks(activations, bounds, split)
+        ),
+    )
 
 
 def _checkpoint(location: Location, step: int, trainers: Mapping[str, Any]) -> None:

@@ -166,6 +166,18 @@ class ExtractSettings(_Settings):
 class LearnSettings(DictionarySettings):
     """From an activation set to one dictionary per level."""
 
+    method: Literal["independent", "hierarchical"] = Field(
+        "independent",
+        description=(
+            "A dictionary of every level by itself, trained in one pass over all rows; or a"
+            " hierarchical selection model, whose levels inform each other and which drops concepts"
+            " that are not needed. Of what is said here, n_concepts (the most of a level), k, steps"
+            " and seed hold for it; its dictionaries are of the architecture jumprelu."
+        ),
+    )
+    rows: int = Field(
+        20_000, ge=100, description="Rows on which a hierarchical selection model is fitted."
+    )
     outlier_norm: float = Field(
         10.0,
         gt=1,

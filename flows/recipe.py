@@ -86,6 +86,15 @@ class Recipe(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _of_several_levels(self) -> Self:
+        if self.learn.method == "hierarchical" and len(self.levels) < 2:
+            raise ValueError(
+                "learn.method is 'hierarchical' and there is 1 level: give two levels or more, or "
+                "take 'independent'."
+            )
+        return self
+
+    @model_validator(mode="after")
     def _of_one_kind(self) -> Self:
         language = self.model.kind == "language"
         if language != (self.inputs.text is not None):

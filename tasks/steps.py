@@ -169,9 +169,11 @@ def learn(
     settings: LearnSettings,
     resources: ResourceSettings,
 ) -> Reference:
-    """Train one dictionary per level in one pass over the activations."""
+    """Learn one dictionary per level from the activations."""
     # How often a run is saved decides nothing about its result.
     deciding = settings.model_dump(exclude={"checkpoint_steps"})
+    if settings.method == "independent":
+        del deciding["method"], deciding["rows"]
     threads = {"cpus": resources.cpus, "gpus": resources.gpus}
     name = fingerprint("learn", LEARN_VERSION, deciding | threads, [activations.fingerprint])
 

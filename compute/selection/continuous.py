@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple, Self
 
@@ -129,8 +129,15 @@ class HierarchicalSelectionModel(Estimator):
         self.coupled = coupled
         self.shrinkage = shrinkage
 
-    def fit(self, levels: Sequence[ArrayLike | Tensor], y: None = None) -> Self:
+    def fit(
+        self,
+        levels: Sequence[ArrayLike | Tensor],
+        y: None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> Self:
         """Fit to activations, one (n, d_l) array per level, lowest first; rows are aligned.
+
+        ``progress`` is told how many levels are fitted.
 
         Raises
         ------
@@ -155,6 +162,8 @@ class HierarchicalSelectionModel(Estimator):
             self._seen.append(_Seen.of(level, first.whitening))
             taken.append(first.shrinkage)
             below = level.encode(first.x, parts)
+            if progress is not None:
+                progress(len(taken))
         self.shrinkage_ = tuple(taken)
         self.n_features_in_ = tuple(rows.shape[1] for rows in raw)
         self.n_concepts_ = tuple(seen.level.n_concepts for seen in self._seen)

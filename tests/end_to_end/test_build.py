@@ -149,6 +149,31 @@ def test_a_changed_setting_recomputes_only_what_follows(built, recipe, artifact)
     assert told["kept_share"] == pytest.approx(len(before & after) / len(before))
 
 
+def test_a_hierarchical_selection_model_is_fitted_and_published(built, recipe):
+    from compute.learning import load_dictionaries, read_norm_bounds
+    from compute.selection import HierarchicalSelectionModel
+    from storage.loader import kept_rows
+
+    together = {"method": "hierarchical", "rows": 600, "n_concepts": 10, "k": 3, "steps": 30}
+    learn = recipe.learn.model_copy(update=together)
+    again = build(recipe.model_copy(update={"name": "together", "learn": learn}))
+    assert again["extract"] == built["extract"]
+    found = load_dictionaries(again["learn"].location)
+
+    stored = ActivationSet(again["extract"].location)
+    bounds = read_norm_bounds(again["learn"].location)
+    kept = np.flatnonzero(kept_rows(stored, bounds, 0, stored.plan.n_train))[:600]
+    rows = [stored.read(level, 0, stored.plan.n_train)[kept] for level in stored.levels]
+    model = HierarchicalSelectionModel([10] * len(rows), k=3, steps=30).fit(rows)
+    for level, expected in zip(stored.levels, model.dictionaries_, strict=True):
+        assert found[level].architecture == "jumprelu"
+        torch.testing.assert_close(found[level].directions, expected.directions)
+        assert again["learn"].summary["levels"][level]["explained_variance"] > 0
+    registry = Registry((Location(recipe.store) / "artifacts").url)
+    published = registry.load("together")
+    assert [level.n_concepts for level in published.manifest.levels] == list(model.n_concepts_)
+
+
 def test_an_equal_run_elsewhere_with_two_workers_has_the_same_content(built, recipe, tmp_path):
     two = ResourceSettings(workers=2)
     resources = recipe.resources.model_copy(update={"extract": two, "encode": two})

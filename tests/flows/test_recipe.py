@@ -45,6 +45,11 @@ def test_the_store_comes_from_the_environment(monkeypatch, tiny_recipe):
         ("smollm2", ["extract.chunk_rows=1000"], r"not a multiple of extract.chunk_rows 1000"),
         ("smollm2", ["name=../x"], r"'../x' is not a safe name"),
         ("smollm2", ["levels=[]"], r"^levels \[\] is not valid"),
+        (
+            "smollm2",
+            ["learn.method=hierarchical", "levels=[{name: a, hookpoint: layers.1.output}]"],
+            r"^learn.method is 'hierarchical' and there is 1 level: give two levels or more",
+        ),
     ],
 )
 def test_bad_input_is_refused_in_one_sentence(recipe, settings, message):
