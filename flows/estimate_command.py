@@ -66,6 +66,8 @@ def _print(found: Estimate, recipe: Recipe, out: Console) -> None:
         for name, seconds in found.seconds.items():
             memory = found.memory.get(name)
             steps.add_row(name, _time(seconds), "" if memory is None else _size(memory))
+        if "learn" not in found.seconds:
+            steps.add_row("learn", "not rehearsed", "")
         steps.add_row("all", _time(found.total_seconds), "")
         out.print(steps)
     if found.free_bytes is not None and found.free_bytes < found.peak_bytes:

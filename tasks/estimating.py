@@ -42,7 +42,8 @@ class Estimate:
     free_bytes : int or None
         What the store has; None where there is no limit to be known.
     seconds, memory : dict of str to float and int
-        By step, where they were rehearsed; memory is of one worker, in bytes.
+        By step, where they were rehearsed, which the fit of a hierarchical selection model is not;
+        memory is of one worker, in bytes.
     done : bool
         Whether the activations are there already.
     """
@@ -115,6 +116,9 @@ def estimate(
         steps["learn"], steps["encode"] = rehearse_learning(
             plan, learn, learning=resources["learn"], encoding=resources["encode"]
         )
+        if learn.method == "hierarchical":
+            # How long it takes to drop what is not needed is not known before it is tried.
+            del steps["learn"]
         steps["recover"] = rehearse_recovery(
             plan.n_train, len(plan.levels), learn, resources=resources["recover"]
         )
