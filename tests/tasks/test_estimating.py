@@ -50,6 +50,14 @@ def test_a_rehearsal_times_every_step(tiny_recipe, tmp_path, local_ray):
     assert not (tmp_path / "store" / "extract").exists()
 
 
+def test_the_fit_of_a_hierarchical_selection_model_is_not_rehearsed(
+    tiny_recipe, tmp_path, local_ray
+):
+    learn = tiny_recipe["learn"] | {"method": "hierarchical"}
+    found = ask(tiny_recipe | {"learn": learn}, tmp_path / "store")
+    assert list(found.seconds) == ["extract", "encode", "recover", "publish"]
+
+
 def test_the_command_prints_json(strata, tiny_recipe, tmp_path):
     import yaml
 
