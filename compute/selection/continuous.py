@@ -18,6 +18,7 @@ from compute.graphs import recover_edges
 from compute.graphs.columns import FEWEST_ROWS
 from compute.selection.encoders import read_out
 from compute.selection.estimator import Estimator
+from compute.selection.faces import face_codes
 from compute.selection.gates import FloatArray, pure_directions
 from compute.selection.level import Level, least_squares
 from compute.selection.refinement import best_fit, settled
@@ -83,11 +84,13 @@ class HierarchicalSelectionModel(Estimator):
     The model is ``x_l = b_l + z_l W_l + noise`` with ``z_{l+1,j} = g_j(z_{l,pa(j)}, noise)``, in
     coordinates in which the activations of the level are white; noise is isotropic there.
 
-    1. Every level gets two dictionaries of its own: of as many directions as concepts are asked
-       for, and of twice as many, for with no more than there are some merge two and never part
-       again.
-    2. From the lowest level up, the directions to choose from are those of either, or of the wider
-       one and those that compositions of the parts point to (:mod:`compute.selection.gates`).
+    1. Coordinates of isotropic noise alone are left out, where there are such. Every level gets two
+       dictionaries of its own: of as many directions as concepts are asked for, and of twice as
+       many, for with no more than there are some merge two and never part again. Where noise could
+       be told, the faces of the rows are looked for, too (:mod:`compute.selection.faces`).
+    2. From the lowest level up, the directions to choose from are those of either dictionary, those
+       that belong to the faces, or those of the wider dictionary and those that compositions of the
+       parts point to (:mod:`compute.selection.gates`).
     3. Codes, directions, parents and gates are refined in turn
        (:mod:`compute.selection.refinement`); the prior of a whole's code is its gate, given the
        codes of its parents. A concept stays if the level, fitted anew without it, would lose more
@@ -225,14 +228,15 @@ class HierarchicalSelectionModel(Estimator):
             return fit_dictionary(x, width, k, self.steps, self.seed, "batchtopk", batch_size=batch)
 
         def seen(shrinkage: float) -> tuple[_First, Tensor]:
-            whitening = estimate_whitening(rows, shrinkage)
+            whitening = estimate_whitening(rows, shrinkage, without_noise=True)
             x = whitening.rows(rows)
             return _First(shrinkage, whitening, x[sample], (learnt(x, most),)), x
 
         shrinkages = _SHRINKAGES if self.shrinkage is None else (self.shrinkage,)
         found = [seen(shrinkage) for shrinkage in shrinkages]
         first, x = max(found, key=lambda own: own[0].evidence()) if len(found) > 1 else found[0]
-        return first._replace(dictionaries=(*first.dictionaries, learnt(x, int(_CHOICE * most))))
+        first = first._replace(dictionaries=(*first.dictionaries, learnt(x, int(_CHOICE * most))))
+        return first._replace(codes=_by_faces(first, rows[sample], self.seed))
 
     def _settings(self, n_levels: int) -> tuple[list[int], list[int]]:
         widths = [int(width) for width in self.n_concepts]
@@ -270,12 +274,16 @@ class HierarchicalSelectionModel(Estimator):
 
 
 class _First(NamedTuple):
-    """Whitened coordinates of a level, its sampled rows in them (n, d), and its dictionaries."""
+    """Whitened coordinates of a level, its sampled rows in them (n, d), and its dictionaries.
+
+    ``codes`` (n, f) are those that faces of the rows show, if the noise could be told.
+    """
 
     shrinkage: float
     whitening: Normalization
     x: Tensor
     dictionaries: tuple[Dictionary, ...]
+    codes: Tensor | None = None
 
     def start(self, dictionary: Dictionary) -> Level:
         """The level as one of its dictionaries has it."""
@@ -284,6 +292,14 @@ class _First(NamedTuple):
         bias = least_squares(codes, self.x)[-1]
         return Level.start(self.x, dictionary.directions, bias, codes)
 
+    def at_faces(self, codes: Tensor) -> Level:
+        """The level as codes (n, f) have it."""
+        solution = least_squares(codes, self.x)
+        directions = torch.nn.functional.normalize(solution[:-1], dim=1)
+        level = Level.start(self.x, directions, solution[-1], codes)
+        level.fit_prior(level.fit_directions(self.x, codes), None)
+        return level
+
     def evidence(self) -> float:
         """Log probability of the rows as activations, under a level refined for a few rounds.
 
@@ -291,7 +307,8 @@ class _First(NamedTuple):
         whitening makes up for it, so that coordinates can be compared.
         """
         assert self.whitening.into is not None
-        stretch = float(torch.linalg.slogdet(self.whitening.into.double())[1])
+        into = self.whitening.into.double()
+        stretch = 0.5 * float(torch.linalg.slogdet(into.T @ into)[1])
         level = self.start(self.dictionaries[0])
         return settled(level, self.x, _EVIDENCE_ROUNDS).total + len(self.x) * stretch
 
@@ -329,6 +346,8 @@ def _starts(first: _First, parts: FloatArray | None, most: int) -> Iterator[Leve
     known before a fit; the fits from some numbers of them, none among these, are compared.
     """
     yield from map(first.start, first.dictionaries)
+    if first.codes is not None:
+        yield first.at_faces(first.codes)
     if parts is None:
         return
     found = pure_directions(parts, first.x.numpy(), int(_MOST_PURE * most))
@@ -341,6 +360,20 @@ def _starts(first: _First, parts: FloatArray | None, most: int) -> Iterator[Leve
         new = (own @ some.T).amax(1) < same
         chosen = torch.cat([some, own[new]])[: int(_CHOICE * most)]
         yield Level.start(first.x, chosen, bias)
+
+
+def _by_faces(first: _First, raw: Tensor, seed: int) -> Tensor | None:
+    """Codes (n, f) by faces of the rows (n, d), if the noise, which makes them thick, was told."""
+    into, back = first.whitening.into, first.whitening.back
+    assert into is not None
+    assert back is not None
+    d, rank = into.shape
+    if rank == d:
+        return None
+    left = raw - first.whitening.mean - first.x @ back
+    noise = float(left.square().sum()) / (len(left) * (d - rank))
+    codes = face_codes(first.x, noise * into.square().sum(0), seed)
+    return codes if codes.shape[1] else None
 
 
 def _dense(matrix: Any) -> NDArray[Any]:

@@ -17,8 +17,8 @@ class Normalization(NamedTuple):
     """The affine map under which training sees its rows: ``(x - mean) / scale``, or whitened.
 
     ``mean`` is (d,), ``scale`` a scalar tensor in units of the activations. If rows are whitened,
-    ``into`` and ``back`` (d, d), symmetric and inverse to each other, take the place of the scale,
-    which is 1 then.
+    ``into`` (d, r) and ``back`` (r, d) take the place of the scale, which is 1 then. They are
+    symmetric and inverse to each other, or r < d and ``into`` leaves out coordinates of noise.
     """
 
     mean: Tensor
@@ -27,12 +27,12 @@ class Normalization(NamedTuple):
     back: Tensor | None = None
 
     def rows(self, x: Tensor) -> Tensor:
-        """Rows (n, d) of activations as training sees them."""
+        """Rows (n, d) of activations as training sees them, (n, d) or (n, r)."""
         centred = x - self.mean
         return centred / self.scale if self.into is None else centred @ self.into
 
     def directions(self, weights: Tensor) -> Tensor:
-        """Directions (n, d), up to ``scale``, as they lie among activations."""
+        """Directions (n, d) or (n, r), up to ``scale``, as they lie among activations, (n, d)."""
         return weights if self.back is None else weights @ self.back
 
 

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from compute.dictionaries import Dictionary, DictionarySettings, DictionaryTrainer, fit_dictionary
 from compute.dictionaries.architectures import Normalization, architecture_named
 from compute.dictionaries.metrics import match_directions
-from compute.dictionaries.normalization import estimate_whitening
+from compute.dictionaries.normalization import estimate_whitening, signal_rank
 
 WHITENED = ("batchtopk", "jumprelu", "matryoshka", "gated")
 D, N, K = 24, 24, 3
@@ -61,6 +61,41 @@ def test_constant_and_huge_rows_are_no_trouble():
     torch.testing.assert_close(
         estimate_whitening(x).mean, estimate_whitening(x[1:]).mean, atol=1e-4, rtol=1e-4
     )
+
+
+def spread_rows(rank: int, share: float) -> torch.Tensor:
+    """Rows of ``rank`` concepts, each active in a share of them, under noise in 20 coordinates."""
+    generator = torch.Generator().manual_seed(rank)
+    codes = torch.randn(4000, rank, generator=generator)
+    codes *= torch.rand(4000, rank, generator=generator) < share
+    noise = 0.02 * torch.randn(4000, 20, generator=generator)
+    return codes @ torch.randn(rank, 20, generator=generator) + noise + 1
+
+
+@pytest.mark.parametrize("rank", [1, 2, 7, 17])
+def test_coordinates_of_noise_alone_are_counted_and_left_out(rank):
+    x = spread_rows(rank, 0.5)
+    assert signal_rank(torch.linalg.eigvalsh(torch.cov(x.T)).double().numpy(), len(x)) == rank
+    norm = estimate_whitening(x, without_noise=True)
+    assert norm.into.shape == (20, rank)
+    assert norm.back.shape == (rank, 20)
+    again = norm.mean + norm.directions(norm.rows(x))
+    assert float((again - x).square().mean().sqrt()) < 0.02
+
+
+def test_what_varies_in_one_row_of_a_hundred_is_not_noise():
+    x = spread_rows(4, 0.01)
+    assert estimate_whitening(x, without_noise=True).into.shape == (20, 4)
+
+
+@pytest.mark.parametrize("d", [1, 2, 12])
+def test_no_noise_is_told_where_no_variances_are_alike(d):
+    variances = 3.0 ** -torch.arange(d).double().numpy()
+    assert signal_rank(variances, 4000) == d
+    x = torch.randn(4000, d, generator=torch.Generator().manual_seed(0))
+    x *= torch.from_numpy(variances**0.5)
+    whole = estimate_whitening(x)
+    assert torch.equal(estimate_whitening(x, without_noise=True).into, whole.into)
 
 
 @pytest.mark.parametrize("architecture", WHITENED)
