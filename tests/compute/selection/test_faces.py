@@ -27,20 +27,24 @@ def white(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return centred @ (axes / values.sqrt()), NOISE**2 / values
 
 
+def correlations(codes: torch.Tensor, found: torch.Tensor) -> np.ndarray:
+    """Correlations (6, f) of true codes (n, 6) with those that were found (n, f)."""
+    together = np.corrcoef(np.concatenate([codes.numpy(), found.numpy()], axis=1).T)
+    return together[:N_CONCEPTS, N_CONCEPTS:]
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_concepts_that_are_active_in_most_rows_are_found(seed):
     codes, x = dense_rows(seed)
     found = face_codes(*white(x), seed=0)
     assert found.shape == (3000, N_CONCEPTS)
-    together = np.corrcoef(np.concatenate([codes.numpy(), found.numpy()], axis=1).T)
-    assert together[:N_CONCEPTS, N_CONCEPTS:].max(1).min() > 0.99
+    assert correlations(codes, found).max(1).min() > 0.99
 
 
 def test_what_is_found_is_zero_where_the_concept_is_inactive():
     codes, x = dense_rows(0)
     found = face_codes(*white(x), seed=0)
-    together = np.corrcoef(np.concatenate([codes.numpy(), found.numpy()], axis=1).T)
-    partner = together[:N_CONCEPTS, N_CONCEPTS:].argmax(1)
+    partner = correlations(codes, found).argmax(1)
     assert (found[:, partner][codes == 0] == 0).float().mean() > 0.99
     assert (found[:, partner][codes > 0] > 0).float().mean() > 0.99
 
