@@ -24,6 +24,9 @@ which bring their own, are recovered from their codes by ``recover_edges``.
 - ``saelens topk``, ``saelens matryoshka``: SAELens' training classes, same steps and batches;
 - ``sparse vae``: Moran et al. 2022 (2110.10804), after its paper: every coordinate is a function of
   the latents that a spike-and-slab lasso leaves it; directions are mean slopes of the decoder;
+- ``causal explanations``: O'Shaughnessy et al. 2020 (2006.13913), after its paper: latents with the
+  largest effect on a classifier of the level's activations, which is trained on the true answer to
+  which concept of the highest level is strongest, more than other methods are told;
 - ``pca``, ``ica``, ``nmf``: scikit-learn's, where it is installed.
 """
 
@@ -40,6 +43,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import _variational
 import numpy as np
 import torch
 
@@ -87,7 +91,10 @@ class Scale(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """What a method is given; it fits ``x`` and may be asked for the codes of other rows."""
+    """What a method is given; it fits ``x`` and may be asked for the codes of other rows.
+
+    ``labels`` (n,) are what a classifier is trained to say of a row, if there are any.
+    """
 
     x: list[np.ndarray]
     widths: tuple[int, ...]
@@ -95,6 +102,7 @@ class Problem(NamedTuple):
     seed: int
     scale: Scale
     held_out: list[np.ndarray] | None = None
+    labels: np.ndarray | None = None
 
 
 class Answer(NamedTuple):
@@ -230,76 +238,29 @@ def saelens(problem: Problem, kind: str) -> Answer:
     return answer(problem, directions, encoders)
 
 
-class SparseVAE(torch.nn.Module):
-    """Coordinate i is ``f_i(w_i ⊙ z)`` plus noise, ``w`` (d, c) under a spike-and-slab lasso."""
-
-    # The paper's: rates of spike and slab, and the prior of a column's share of slabs.
-    SPIKE, SLAB, HIDDEN = 10.0, 1.0, 64
-
-    def __init__(self, d: int, c: int) -> None:
-        super().__init__()
-        self.encoder = torch.nn.Sequential(
-            torch.nn.Linear(d, self.HIDDEN), torch.nn.ReLU(), torch.nn.Linear(self.HIDDEN, 2 * c)
-        )
-        self.decoder = torch.nn.Sequential(
-            torch.nn.Linear(c, self.HIDDEN), torch.nn.ReLU(), torch.nn.Linear(self.HIDDEN, d)
-        )
-        self.masks = torch.nn.Parameter(torch.rand(d, c))
-        self.log_noise = torch.nn.Parameter(torch.full((d,), -1.0))
-        self.register_buffer("share", torch.full((c,), 0.5))
-
-    def decode(self, z: torch.Tensor) -> torch.Tensor:
-        """Rows (n, d) of latents (n, c)."""
-        d = len(self.masks)
-        out = self.decoder(z[:, None, :] * self.masks)
-        return out[:, torch.arange(d), torch.arange(d)]
-
-    def loss(self, x: torch.Tensor, n_rows: int) -> torch.Tensor:
-        """The negative bound per row, with the prior of the masks' share of it."""
-        mean, log_sd = self.encoder(x).chunk(2, dim=1)
-        z = mean + log_sd.exp() * torch.randn_like(mean)
-        error = (x - self.decode(z)) / self.log_noise.exp()
-        fit = 0.5 * error.square().sum(1) + self.log_noise.sum()
-        divergence = 0.5 * (mean.square() + (2 * log_sd).exp() - 1 - 2 * log_sd).sum(1)
-        with torch.no_grad():
-            size = self.masks.abs()
-            slab = self.share * self.SLAB * (-self.SLAB * size).exp()
-            spike = (1 - self.share) * self.SPIKE * (-self.SPIKE * size).exp()
-            slabs = slab / (slab + spike)
-            c = len(self.share)
-            self.share.copy_(slabs.sum(0).div(len(size) + c - 1).clamp(1e-3, 1 - 1e-3))
-        penalty = (slabs * self.SLAB + (1 - slabs) * self.SPIKE) * self.masks.abs()
-        return (fit + divergence).mean() + penalty.sum() / n_rows
-
-    @torch.no_grad()
-    def directions(self, z: torch.Tensor) -> torch.Tensor:
-        """Mean slopes (c, d) of the decoder over latents (n, c)."""
-        ahead, behind = ([self.decode(z + s * e) for e in torch.eye(z.shape[1])] for s in (1, -1))
-        return torch.stack([(a - b).mean(0) / 2 for a, b in zip(ahead, behind)])
+def variational(problem: Problem, builds: list[_variational.Build]) -> Answer:
+    found = [
+        _variational.explain(x, build, width, 10 * problem.scale.steps, problem.seed)
+        for x, width, build in zip(problem.x, problem.widths, builds)
+    ]
+    return answer(problem, [directions for directions, _ in found], [encode for _, encode in found])
 
 
 def sparse_vae(problem: Problem) -> Answer:
-    @torch.no_grad()
-    def encode(x: np.ndarray, vae: SparseVAE, mean: torch.Tensor, scale: float) -> np.ndarray:
-        return vae.encoder((torch.from_numpy(x) - mean) / scale).chunk(2, dim=1)[0].numpy()
+    builds = [partial(_variational.sparse_vae, c=width) for width in problem.widths]
+    return variational(problem, builds)
 
+
+def causal_explanations(problem: Problem) -> Answer:
+    if problem.labels is None:
+        raise ValueError("causal explanations explain a classifier; give labels to train one on.")
+    labels = torch.from_numpy(problem.labels)
     steps = 10 * problem.scale.steps
-    directions, encoders = [], []
-    for x, width in zip(problem.x, problem.widths):
-        torch.manual_seed(problem.seed)
-        rows = torch.from_numpy(x)
-        mean, scale = rows.mean(0), float((rows - rows.mean(0)).square().mean().sqrt())
-        rows = (rows - mean) / scale
-        vae = SparseVAE(x.shape[1], width)
-        optimiser = torch.optim.Adam(vae.parameters(), lr=5e-3)
-        for step, batch in enumerate(shuffled_batches(rows, 256, steps, problem.seed)):
-            optimiser.param_groups[0]["lr"] = 5e-3 * min(1.0, 2 - 2 * step / steps)
-            optimiser.zero_grad()
-            vae.loss(batch, len(rows)).backward()
-            optimiser.step()
-        encoders.append(partial(encode, vae=vae, mean=mean, scale=scale))
-        directions.append(vae.directions(torch.from_numpy(encoders[-1](x[:512]))).numpy())
-    return answer(problem, directions, encoders)
+    builds = [
+        partial(_variational.causal_explanation, c=width, labels=labels, steps=steps)
+        for width in problem.widths
+    ]
+    return variational(problem, builds)
 
 
 def factors(problem: Problem, kind: str) -> Answer:
@@ -334,6 +295,7 @@ METHODS: dict[str, Callable[[Problem], Answer]] = {
     "saelens topk": lambda problem: saelens(problem, "topk"),
     "saelens matryoshka": lambda problem: saelens(problem, "matryoshka"),
     "sparse vae": sparse_vae,
+    "causal explanations": causal_explanations,
 }
 if importlib.util.find_spec("sklearn"):
     METHODS |= {
@@ -384,13 +346,19 @@ def mean_active(codes: np.ndarray) -> int:
     return max(1, int(np.ceil((codes > 0).sum(1).mean())))
 
 
+def strongest(codes: np.ndarray) -> np.ndarray:
+    """The strongest concept (n,) of each row of codes (n, c); c where none is active."""
+    return np.where((codes > 0).any(1), codes.argmax(1), codes.shape[1])
+
+
 def run(world_name: str, method: str, seed: int, scale: Scale) -> dict:
     options = {"sizes": scale.sizes, "dim": scale.dim} | WORLDS[world_name]
     world = SelectionWorld.vectors(seed=100 + seed, **options)
     rows = world.sample(scale.rows, seed=seed)
     k = [mean_active(z) for z in rows.codes]
     started = time.process_time()
-    found = METHODS[method](Problem(rows.activations, world.sizes, k, seed, scale))
+    labels = strongest(rows.codes[-1])
+    found = METHODS[method](Problem(rows.activations, world.sizes, k, seed, scale, labels=labels))
     scores = score(found, world.directions, world.edges)
     seconds = time.process_time() - started
     return {"world": world_name, "method": method, "seed": seed, **scores, "cpu_seconds": seconds}

@@ -1,19 +1,12 @@
 """The benchmark runs, goes on where it was, and scores what it should; a few seconds."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 
-@pytest.fixture(scope="module")
-def benchmark():
-    path = Path(__file__).parent / "identifiability.py"
-    spec = importlib.util.spec_from_file_location("identifiability", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def benchmark(import_benchmark):
+    return import_benchmark("identifiability")
 
 
 def test_rows_are_computed_once(benchmark, tmp_path, monkeypatch):
@@ -24,6 +17,7 @@ def test_rows_are_computed_once(benchmark, tmp_path, monkeypatch):
         "random decoder",
         "saelens topk",
         "sparse vae",
+        "causal explanations",
     ]
     asked = ["--worlds", "and", "--methods", *methods]
     asked += ["--seeds", "1", "--out", str(tmp_path)]
