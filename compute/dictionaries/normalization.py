@@ -1,5 +1,7 @@
 """Centre, scale and covariance of activations, so that a few huge rows do not decide them."""
 
+import math
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -35,7 +37,8 @@ def estimate_whitening(
     component are told apart, and isotropic noise is a fair account of what concepts leave (for
     dictionaries: Saraswatula and Klindt 2025, 2511.13981). The covariance is shrunk towards a
     sphere, the more the fewer rows there are: ``shrinkage`` + d / b of the mean eigenvalue is added
-    to each, so that directions in which there is next to nothing are not blown up.
+    to each, so that directions in which there is next to nothing are not blown up. Infinite
+    ``shrinkage`` scales all coordinates alike, to a mean variance of 1.
 
     ``without_noise`` leaves out the principal coordinates that hold isotropic noise and nothing
     else, where :func:`signal_rank` tells them by a tenth of all or more.
@@ -53,7 +56,11 @@ def estimate_whitening(
             signal = axes[:, -rank:]
     values, axes = _principal(centred if signal is None else centred @ signal)
     # Where nothing varies at all, any scale is right.
-    values = values + ((shrinkage + d / b) * values.mean()).clamp(min=1e-12)
+    mean_value = values.mean().clamp(min=1e-12)
+    if math.isinf(shrinkage):
+        values = mean_value.expand_as(values)
+    else:
+        values = values + ((shrinkage + d / b) * values.mean()).clamp(min=1e-12)
     into, back = ((axes * values.pow(power)) @ axes.T for power in (-0.5, 0.5))
     if signal is not None:
         into, back = signal @ into, back @ signal.T

@@ -73,7 +73,7 @@ class HierarchicalSelectionModel(Estimator):
     n_concepts_ : tuple of int
         Concepts per level that were needed.
     shrinkage_ : tuple of float
-        Per level, the shrinkage that was taken.
+        Per level, the shrinkage that was taken for the dictionaries.
     noise_ : list of float
         Per level, the standard deviation per coordinate of what the concepts leave.
     n_features_in_ : tuple of int
@@ -81,20 +81,23 @@ class HierarchicalSelectionModel(Estimator):
 
     Notes
     -----
-    The model is ``x_l = b_l + z_l W_l + noise`` with ``z_{l+1,j} = g_j(z_{l,pa(j)}, noise)``, in
-    coordinates in which the activations of the level are white; noise is isotropic there.
+    The model is ``x_l = b_l + z_l W_l + noise`` with ``z_{l+1,j} = g_j(z_{l,pa(j)}, noise)``. Where
+    isotropic noise can be told, because some principal coordinates of the activations hold nothing
+    else, these are left out and noise is isotropic in the others; elsewhere it is isotropic in
+    coordinates in which the activations of the level are white.
 
-    1. Coordinates of isotropic noise alone are left out, where there are such. Every level gets two
-       dictionaries of its own: of as many directions as concepts are asked for, and of twice as
-       many, for with no more than there are some merge two and never part again. Where noise could
-       be told, the faces of the rows are looked for, too (:mod:`compute.selection.faces`).
+    1. Every level gets two dictionaries of its own, in white coordinates: of as many directions as
+       concepts are asked for, and of twice as many, for with no more than there are some merge two
+       and never part again. Where noise could be told, the faces of the rows are looked for, too
+       (:mod:`compute.selection.faces`).
     2. From the lowest level up, the directions to choose from are those of either dictionary, those
        that belong to the faces, or those of the wider dictionary and those that compositions of the
        parts point to (:mod:`compute.selection.gates`).
     3. Codes, directions, parents and gates are refined in turn
        (:mod:`compute.selection.refinement`); the prior of a whole's code is its gate, given the
        codes of its parents. A concept stays if the level, fitted anew without it, would lose more
-       than its description takes; the fit that is worth most of some starts is kept.
+       than its description takes. The fits from all starts are crossed, as each finds some concepts
+       that others miss, and the fit that is worth most is kept.
     4. Edges are the smallest parent sets that keep the fit (:mod:`compute.graphs`).
 
     Examples
@@ -227,16 +230,21 @@ class HierarchicalSelectionModel(Estimator):
             batch = min(_BATCH_ROWS, len(x))
             return fit_dictionary(x, width, k, self.steps, self.seed, "batchtopk", batch_size=batch)
 
-        def seen(shrinkage: float) -> tuple[_First, Tensor]:
+        def white(shrinkage: float) -> tuple[_White, Tensor]:
             whitening = estimate_whitening(rows, shrinkage, without_noise=True)
             x = whitening.rows(rows)
-            return _First(shrinkage, whitening, x[sample], (learnt(x, most),)), x
+            return _White(shrinkage, whitening, x[sample], (learnt(x, most),)), x
 
         shrinkages = _SHRINKAGES if self.shrinkage is None else (self.shrinkage,)
-        found = [seen(shrinkage) for shrinkage in shrinkages]
-        first, x = max(found, key=lambda own: own[0].evidence()) if len(found) > 1 else found[0]
-        first = first._replace(dictionaries=(*first.dictionaries, learnt(x, int(_CHOICE * most))))
-        return first._replace(codes=_by_faces(first, rows[sample], self.seed))
+        found = [white(shrinkage) for shrinkage in shrinkages]
+        own, x = max(found, key=lambda pair: pair[0].evidence()) if len(found) > 1 else found[0]
+        own = own._replace(dictionaries=(*own.dictionaries, learnt(x, int(_CHOICE * most))))
+        noise = own.noise(rows[sample])
+        if noise is None:
+            return _First.of(own, own.whitening, own.x, None)
+        faces = face_codes(own.x, noise, self.seed)
+        whitening = estimate_whitening(rows, float("inf"), without_noise=True)
+        return _First.of(own, whitening, whitening.rows(rows[sample]), faces)
 
     def _settings(self, n_levels: int) -> tuple[list[int], list[int]]:
         widths = [int(width) for width in self.n_concepts]
@@ -273,32 +281,13 @@ class HierarchicalSelectionModel(Estimator):
         return rows
 
 
-class _First(NamedTuple):
-    """Whitened coordinates of a level, its sampled rows in them (n, d), and its dictionaries.
-
-    ``codes`` (n, f) are those that faces of the rows show, if the noise could be told.
-    """
+class _White(NamedTuple):
+    """White coordinates of a level, its sampled rows in them (n, d), and dictionaries of these."""
 
     shrinkage: float
     whitening: Normalization
     x: Tensor
     dictionaries: tuple[Dictionary, ...]
-    codes: Tensor | None = None
-
-    def start(self, dictionary: Dictionary) -> Level:
-        """The level as one of its dictionaries has it."""
-        codes = dictionary.encode(self.x)
-        # What a row is without active concepts.
-        bias = least_squares(codes, self.x)[-1]
-        return Level.start(self.x, dictionary.directions, bias, codes)
-
-    def at_faces(self, codes: Tensor) -> Level:
-        """The level as codes (n, f) have it."""
-        solution = least_squares(codes, self.x)
-        directions = torch.nn.functional.normalize(solution[:-1], dim=1)
-        level = Level.start(self.x, directions, solution[-1], codes)
-        level.fit_prior(level.fit_directions(self.x, codes), None)
-        return level
 
     def evidence(self) -> float:
         """Log probability of the rows as activations, under a level refined for a few rounds.
@@ -309,8 +298,63 @@ class _First(NamedTuple):
         assert self.whitening.into is not None
         into = self.whitening.into.double()
         stretch = 0.5 * float(torch.linalg.slogdet(into.T @ into)[1])
-        level = self.start(self.dictionaries[0])
-        return settled(level, self.x, _EVIDENCE_ROUNDS).total + len(self.x) * stretch
+        first = _First.of(self, self.whitening, self.x, None)
+        return settled(first.start(0), self.x, _EVIDENCE_ROUNDS).total + len(self.x) * stretch
+
+    def noise(self, raw: Tensor) -> Tensor | None:
+        """Variance (d,) of the noise along every coordinate, if rows (n, d_l) have told it."""
+        into, back = self.whitening.into, self.whitening.back
+        assert into is not None
+        assert back is not None
+        d, rank = into.shape
+        if rank == d:
+            return None
+        left = raw - self.whitening.mean - self.x @ back
+        return float(left.square().sum()) / (len(left) * (d - rank)) * into.square().sum(0)
+
+
+class _First(NamedTuple):
+    """The coordinates a level is fitted in, its sampled rows in them (n, d), and what they show.
+
+    ``directions`` (c, d) and ``codes`` (n, c) are those of each dictionary; ``faces`` (n, f) are
+    the codes by the faces of the rows, if the noise could be told.
+    """
+
+    shrinkage: float
+    whitening: Normalization
+    x: Tensor
+    directions: tuple[Tensor, ...]
+    codes: tuple[Tensor, ...]
+    faces: Tensor | None
+
+    @classmethod
+    def of(cls, white: _White, whitening: Normalization, x: Tensor, faces: Tensor | None) -> _First:
+        """What dictionaries of white coordinates show in others of the same rows."""
+        directions, codes = [], []
+        for dictionary in white.dictionaries:
+            own = dictionary.directions
+            if whitening is not white.whitening:
+                assert whitening.into is not None
+                own = white.whitening.directions(own) @ whitening.into
+            lengths = torch.linalg.vector_norm(own, dim=1).clamp(min=1e-12)
+            directions.append(own / lengths[:, None])
+            codes.append(dictionary.encode(white.x) * lengths)
+        return cls(white.shrinkage, whitening, x, tuple(directions), tuple(codes), faces)
+
+    def start(self, dictionary: int) -> Level:
+        """The level as one of its dictionaries has it."""
+        codes = self.codes[dictionary]
+        # What a row is without active concepts.
+        bias = least_squares(codes, self.x)[-1]
+        return Level.start(self.x, self.directions[dictionary], bias, codes)
+
+    def at_faces(self, codes: Tensor) -> Level:
+        """The level as codes (n, f) have it."""
+        solution = least_squares(codes, self.x)
+        directions = torch.nn.functional.normalize(solution[:-1], dim=1)
+        level = Level.start(self.x, directions, solution[-1], codes)
+        level.fit_prior(level.fit_directions(self.x, codes), None)
+        return level
 
 
 class _Seen(NamedTuple):
@@ -345,35 +389,21 @@ def _starts(first: _First, parts: FloatArray | None, most: int) -> Iterator[Leve
     Compositions of the parts are ranked by their evidence, but how many of them are true is not
     known before a fit; the fits from some numbers of them, none among these, are compared.
     """
-    yield from map(first.start, first.dictionaries)
-    if first.codes is not None:
-        yield first.at_faces(first.codes)
+    yield from map(first.start, range(len(first.directions)))
+    if first.faces is not None and first.faces.shape[1]:
+        yield first.at_faces(first.faces)
     if parts is None:
         return
     found = pure_directions(parts, first.x.numpy(), int(_MOST_PURE * most))
     pure, bias = torch.from_numpy(found.directions), torch.from_numpy(found.bias)
     if not len(pure):
         return
-    own = first.dictionaries[-1].directions
+    own = first.directions[-1]
     for share, same in _STARTS:
         some = pure[: max(1, int(share * most))]
         new = (own @ some.T).amax(1) < same
         chosen = torch.cat([some, own[new]])[: int(_CHOICE * most)]
         yield Level.start(first.x, chosen, bias)
-
-
-def _by_faces(first: _First, raw: Tensor, seed: int) -> Tensor | None:
-    """Codes (n, f) by faces of the rows (n, d), if the noise, which makes them thick, was told."""
-    into, back = first.whitening.into, first.whitening.back
-    assert into is not None
-    assert back is not None
-    d, rank = into.shape
-    if rank == d:
-        return None
-    left = raw - first.whitening.mean - first.x @ back
-    noise = float(left.square().sum()) / (len(left) * (d - rank))
-    codes = face_codes(first.x, noise * into.square().sum(0), seed)
-    return codes if codes.shape[1] else None
 
 
 def _dense(matrix: Any) -> NDArray[Any]:

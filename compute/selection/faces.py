@@ -12,6 +12,8 @@ are near to it, with ever narrower weights (Welsch's, as graduated by Blake and 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -29,48 +31,112 @@ _ROUNDS = 30
 _SOLVER_STEPS = 8
 # Rows further from a hyperplane than this many standard deviations of the noise are not on it.
 _THICK = 3.0
+# Rows beyond a face, as a share of those on it: noise brings one in 700 there.
+_BEYOND = 0.01
+# Where a code is inactive that no face was found for: at this quantile of what it may be.
+_LOWEST = 0.01
 # A face is new if its normal is this far from the span of those before it.
 _NEW = 0.2
 
 
 def face_codes(x: Tensor, noise: Tensor, seed: int) -> Tensor:
-    """Codes (n, f) of white rows (n, r) by up to r of the faces on which most of them lie.
+    """Codes (n, r) of white rows (n, r) by the faces on which most of them lie; (n, 0) if on none.
 
     A code is how far a row is from the face, 0 where it is on it. Faces are as thick as the noise,
     whose variance along every coordinate is ``noise`` (r,); none is a combination of the others.
+    Codes for which no face was found come last, and are rough.
+
+    Concepts that are seldom inactive draw few starts. So the search is repeated, from rows without
+    much of what the faces found before hold, as long as it finds more.
     """
     generator = torch.Generator().manual_seed(seed)
     some = x[torch.randperm(len(x), generator=generator)[:_ROWS]]
-    normals, places = _search(some, noise, generator)
-    away = some @ normals.T - places
-    thick = _THICK * (normals.square() @ noise).sqrt()
-    above, below = ((sign * away > thick).float().mean(0) for sign in (1, -1))
-    side = torch.where(above >= below, 1.0, -1.0)
-    normals, places = normals * side[:, None], places * side
-    # Rows on it, less those beyond it and those that would be in any such slice of a normal cloud.
-    share = 1 - above - below - torch.minimum(above, below) - torch.erf(thick / 2**0.5)
+    d = x.shape[1]
+    found = _Faces(*(x.new_zeros(size) for size in ((0, d), (0,), (0,), (0,), (0,))))
     kept: list[int] = []
-    span = x.new_zeros(0, x.shape[1])
-    for j in share.argsort(descending=True, stable=True).tolist():
-        if len(kept) == x.shape[1] or share[j] <= 0:
+    while len(kept) < d:
+        known = torch.linalg.qr(found.normals[kept].T).Q.T
+        found = found.joined(_search(some, noise, known, generator))
+        bounds = found.beyond < _BEYOND * found.on
+        before, kept = len(kept), found.independent(bounds & (found.excess > 0))
+        if len(kept) == before:
             break
-        new = normals[j] - (normals[j] @ span.T) @ span
-        size = torch.linalg.vector_norm(new)
-        if size > _NEW:
-            kept.append(j)
-            span = torch.cat([span, new[None] / size])
-    away = x @ normals[kept].T - places[kept]
-    return torch.where(away > thick[kept], away, 0.0)
+    away = x @ found.normals[kept].T - found.places[kept]
+    thick = _THICK * (found.normals[kept].square() @ noise).sqrt()
+    codes = torch.where(away > thick, away, 0.0)
+    return torch.cat([codes, _rest(x, codes)], 1) if 0 < len(kept) < d else codes
 
 
-def _search(x: Tensor, noise: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Normals (s, r) and places (s,) of hyperplanes ``x @ normal = place`` near to many rows."""
+def _rest(x: Tensor, codes: Tensor) -> Tensor:
+    """Further codes (n, r - f) that, with codes (n, f), explain rows (n, r) as linear functions.
+
+    What a regression on the codes leaves of a row lies in the span of the directions that go with
+    the codes that are missing. If one is missing, that is its direction; else any axes of the span
+    will do to begin with.
+    """
+    missing = x.shape[1] - codes.shape[1]
+    design = torch.cat([codes, torch.ones(len(codes), 1)], 1).double()
+    solution = torch.linalg.lstsq(design, x.double()).solution
+    left = x - design @ solution
+    axes = torch.linalg.eigh(left.T @ left).eigenvectors[:, x.shape[1] - missing :].T
+    basis = torch.cat([solution[:-1], axes])
+    read = torch.linalg.lstsq(basis.T, (x - solution[-1]).T).solution[-missing:].T
+    skew = (read - read.mean(0)).pow(3).mean(0)
+    read = torch.where(skew < 0, -read, read)
+    return (read - read.quantile(_LOWEST, dim=0)).clamp(min=0).float()
+
+
+class _Faces(NamedTuple):
+    """Hyperplanes ``x @ normal = place``, most rows above them: normals (s, r) and places (s,).
+
+    Shares (s,) of the rows: ``on`` a face, ``beyond`` it, and how many more are on it than beyond
+    it and than would be in any such slice of a normal cloud, the ``excess``.
+    """
+
+    normals: Tensor
+    places: Tensor
+    on: Tensor
+    beyond: Tensor
+    excess: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor, noise: Tensor, normals: Tensor, places: Tensor) -> _Faces:
+        away = x @ normals.T - places
+        thick = _THICK * (normals.square() @ noise).sqrt()
+        above, below = ((sign * away > thick).float().mean(0) for sign in (1, -1))
+        side = torch.where(above >= below, 1.0, -1.0)
+        on, beyond = 1 - above - below, torch.minimum(above, below)
+        excess = on - beyond - torch.erf(thick / 2**0.5)
+        return cls(normals * side[:, None], places * side, on, beyond, excess)
+
+    def joined(self, others: _Faces) -> _Faces:
+        return _Faces(*(torch.cat(pair) for pair in zip(self, others, strict=True)))
+
+    def independent(self, allowed: Tensor) -> list[int]:
+        """The allowed faces of the largest excess, none in the span of those before it."""
+        d = self.normals.shape[1]
+        chosen: list[int] = []
+        span = self.normals[:0]
+        for j in self.excess.argsort(descending=True, stable=True).tolist():
+            if len(chosen) == d:
+                break
+            new = self.normals[j] - (self.normals[j] @ span.T) @ span
+            size = torch.linalg.vector_norm(new)
+            if allowed[j] and size > _NEW:
+                chosen.append(j)
+                span = torch.cat([span, new[None] / size])
+        return chosen
+
+
+def _search(x: Tensor, noise: Tensor, known: Tensor, generator: torch.Generator) -> _Faces:
+    """Hyperplanes near to many rows (n, r), from starts away from orthonormal vectors (f, r)."""
     rows = torch.randint(len(x), (_STARTS,), generator=generator)
     normals, places = [], []
     low, high = np.log(_QUANTILES)
     for own in torch.split(rows, _BLOCK_STARTS):
-        w = torch.nn.functional.normalize(x[own], dim=1)
-        drawn = torch.rand(2, len(own), generator=generator)
+        drawn = torch.rand(3, len(own), generator=generator)
+        w = x[own] - (1 - drawn[2][:, None]) * (x[own] @ known.T) @ known
+        w = torch.nn.functional.normalize(w, dim=1)
         quantile = torch.exp(low + (high - low) * drawn[0])
         width = _WIDTHS[0] + (_WIDTHS[1] - _WIDTHS[0]) * drawn[1]
         y = x @ w.T
@@ -84,7 +150,7 @@ def _search(x: Tensor, noise: Tensor, generator: torch.Generator) -> tuple[Tenso
             width = _NARROWING * width
         normals.append(w)
         places.append(t)
-    return torch.cat(normals), torch.cat(places)
+    return _Faces.of(x, noise, torch.cat(normals), torch.cat(places))
 
 
 def _nearest(x: Tensor, weight: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:

@@ -33,6 +33,11 @@ _UNLIKE = 0.5
 # Least needed concepts without which the level is fitted anew before it is called minimal.
 _REFITS = 4
 _REFIT_ROUNDS = 2
+# How often fits are crossed, with how many concepts at most, as a multiple of the most that may
+# stay, and how like another a direction may be.
+_CROSSINGS = 3
+_CHOICE = 2.0
+_ALIKE = 0.9
 # Concepts with which the last refits begin, as a multiple of the most that may stay.
 _ROOM = 1.25
 
@@ -45,15 +50,40 @@ def best_fit(
     n_total: int,
     most: int,
 ) -> Level:
-    """The level that is worth most of those refined from ``starts``; see :func:`refine`."""
-    best: tuple[float, Level] | None = None
-    for level in starts:
-        worth = refine(level, x, below, rounds, n_total, most)
-        if best is None or worth > best[0]:
-            best = worth, level
-    if best is None:
+    """The level that is worth most of those refined from ``starts``; see :func:`refine`.
+
+    Every start finds concepts that others miss, or merge. So the best fit is also refined with the
+    concepts of the others beside its own, and again as long as that is worth more.
+    """
+    fits = [(refine(level, x, below, rounds, n_total, most), level) for level in starts]
+    if not fits:
         raise ValueError("starts is empty; give at least one level to begin with.")
-    return best[1]
+    for _ in range(_CROSSINGS):
+        fits.sort(key=lambda fit: -fit[0])
+        crossed = _crossed([level for _, level in fits], x, below, int(_CHOICE * most))
+        if crossed is None:
+            break
+        worth = refine(crossed, x, below, rounds, n_total, most)
+        fits.append((worth, crossed))
+        if worth <= fits[0][0]:
+            break
+    return max(fits, key=lambda fit: fit[0])[1]
+
+
+def _crossed(levels: list[Level], x: Tensor, below: FloatArray | None, bound: int) -> Level | None:
+    """The first level with what is new in the others, up to ``bound`` concepts; none if nothing."""
+    first = levels[0]
+    directions = first.directions
+    codes = [torch.from_numpy(first.encode(x, below))]
+    for level in levels[1:]:
+        new = ((level.directions @ directions.T).amax(1) < _ALIKE).nonzero()[:, 0]
+        new = new[: bound - len(directions)]
+        if len(new):
+            directions = torch.cat([directions, level.directions[new]])
+            codes.append(torch.from_numpy(level.encode(x, below))[:, new])
+    if len(codes) == 1:
+        return None
+    return Level.start(x, directions, first.bias, torch.cat(codes, 1))
 
 
 def refine(
