@@ -28,6 +28,8 @@ _MOST_PARENTS = 6
 # Rows that a coarser table is worth in a finer one.
 _BACKOFF = 2.0
 _LEAST_PROBABILITY = 1e-4
+# Active rows that a slope needs.
+_ROWS_PER_SLOPE = 5
 # Rows in which two parts must meet for their composition to be looked at, and how many are.
 _LEAST_MEETINGS = 30
 _MOST_COMPOSITIONS = 512
@@ -45,12 +47,15 @@ class Gates:
     middles : (p,) median of every part where it is active
     parents : per concept, its parents, strongest first
     log_odds, means : per concept, a (3^parents,) table over their states, the first parent slowest
+    slopes : per concept, what its strength gains with that of each parent, (parents,); ``means``
+        are of what that leaves
     """
 
     middles: FloatArray
     parents: tuple[NDArray[np.int64], ...]
     log_odds: tuple[FloatArray, ...]
     means: tuple[FloatArray, ...]
+    slopes: tuple[FloatArray, ...]
 
     def prior(self, parts: FloatArray, variance: torch.Tensor) -> Slab:
         """The prior of the c concepts in each of the rows of ``parts`` (n, p)."""
@@ -60,12 +65,13 @@ class Gates:
         for j, parents in enumerate(self.parents):
             cell = _cells(state, parents)
             log_odds[:, j] = self.log_odds[j][cell]
-            means[:, j] = self.means[j][cell]
+            means[:, j] = self.means[j][cell] + parts[:, parents] @ self.slopes[j]
         return Slab(torch.from_numpy(log_odds), torch.from_numpy(means), variance)
 
     def keep(self, kept: NDArray[np.int64]) -> Gates:
         """The gates of some concepts only."""
-        own = ([field[j] for j in kept] for field in (self.parents, self.log_odds, self.means))
+        fields = (self.parents, self.log_odds, self.means, self.slopes)
+        own = ([field[j] for j in kept] for field in fields)
         return Gates(self.middles, *map(tuple, own))
 
 
@@ -75,38 +81,53 @@ def fit_gates(
     """Tabulate activity and strength of ``codes`` (n, c) by the states of their parents.
 
     A part is absent, weak or strong. A cell is smoothed towards the cell that forgets the weakest
-    parent, and so on up to the marginal, so that rare patterns say no more than they know.
+    parent, and so on up to the marginal, so that rare patterns say no more than they know. Strength
+    is also a linear function of the parents': a sum over a threshold is nothing else.
 
     Returns
     -------
-    The gates, and the (c,) variance of active codes within cells.
+    The gates, and the (c,) variance of active codes given the parents.
     """
     middles = _middles(parts)
     state = _states(parts, middles)
-    tables, means, used = [], [], []
+    tables, means, slopes, used = [], [], [], []
     variance = np.empty(codes.shape[1], np.float32)
     for j, strongest in enumerate(parents):
         own = strongest[:_MOST_PARENTS]
         active = codes[:, j] > 0
+        slope = _slopes(parts[active][:, own], codes[active, j])
+        strength = np.where(active, codes[:, j] - parts[:, own] @ slope, 0.0)
         probability = np.array([(active.sum() + 0.5) / (len(codes) + 1.0)])
-        mean = np.array([codes[active, j].mean() if active.any() else 1.0])
+        mean = np.array([strength[active].mean() if active.any() else 1.0])
         cell = np.zeros(len(codes), np.int64)
         for depth, part in enumerate(own, start=1):
             cell = 3 * cell + state[:, part]
             rows = np.bincount(cell, minlength=3**depth)
             on = np.bincount(cell, active, minlength=3**depth)
-            sums = np.bincount(cell, codes[:, j], minlength=3**depth)
+            sums = np.bincount(cell, strength, minlength=3**depth)
             probability = (on + _BACKOFF * probability.repeat(3)) / (rows + _BACKOFF)
             mean = (sums + _BACKOFF * mean.repeat(3)) / (on + _BACKOFF)
         probability = probability.clip(_LEAST_PROBABILITY, 1.0 - _LEAST_PROBABILITY)
         tables.append(np.log(probability / (1.0 - probability)).astype(np.float32))
         means.append(mean.astype(np.float32))
+        slopes.append(slope)
         used.append(own)
-        left = codes[active, j] - mean[cell[active]]
+        left = strength[active] - mean[cell[active]]
         # A slab of no width would forbid every other value for good.
-        floor = (0.05 * mean.max()) ** 2 + 1e-12
-        variance[j] = max(float(np.square(left).mean()) if len(left) else 0.0, floor)
-    return Gates(middles, tuple(used), tuple(tables), tuple(means)), variance
+        floor = (0.05 * codes[:, j].sum() / max(len(left), 1)) ** 2 + 1e-12
+        free = max(len(left) - int(np.count_nonzero(slope)), 1)
+        variance[j] = max(float(np.square(left).sum()) / free, floor)
+    return Gates(middles, tuple(used), tuple(tables), tuple(means), tuple(slopes)), variance
+
+
+def _slopes(parts: FloatArray, strength: FloatArray) -> FloatArray:
+    """Least-squares slopes (k,) of a strength (n,) on those of parents (n, k); 0 if n is small."""
+    n, k = parts.shape
+    if k == 0 or n < _ROWS_PER_SLOPE * (k + 1):
+        return np.zeros(k, np.float32)
+    centred = parts - parts.mean(0)
+    solution = np.linalg.lstsq(centred, strength - strength.mean(), rcond=1e-4)[0]
+    return np.asarray(solution, np.float32)
 
 
 class Compositions(NamedTuple):
