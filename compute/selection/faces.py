@@ -64,10 +64,10 @@ def face_codes(x: Tensor, noise: Tensor, seed: int) -> Tensor:
     away = x @ found.normals[kept].T - found.places[kept]
     thick = _THICK * (found.normals[kept].square() @ noise).sqrt()
     codes = torch.where(away > thick, away, 0.0)
-    return torch.cat([codes, _rest(x, codes)], 1) if 0 < len(kept) < d else codes
+    return torch.cat([codes, _rest(x, noise, codes)], 1) if 0 < len(kept) < d else codes
 
 
-def _rest(x: Tensor, codes: Tensor) -> Tensor:
+def _rest(x: Tensor, noise: Tensor, codes: Tensor) -> Tensor:
     """Further codes (n, r - f) that, with codes (n, f), explain rows (n, r) as linear functions.
 
     What a regression on the codes leaves of a row lies in the span of the directions that go with
@@ -79,10 +79,14 @@ def _rest(x: Tensor, codes: Tensor) -> Tensor:
     solution = torch.linalg.lstsq(design, x.double()).solution
     left = x - design @ solution
     axes = torch.linalg.eigh(left.T @ left).eigenvectors[:, x.shape[1] - missing :].T
-    basis = torch.cat([solution[:-1], axes])
-    read = torch.linalg.lstsq(basis.T, (x - solution[-1]).T).solution[-missing:].T
-    skew = (read - read.mean(0)).pow(3).mean(0)
-    read = torch.where(skew < 0, -read, read)
+    reader = torch.linalg.pinv(torch.cat([solution[:-1], axes]))[:, -missing:]
+    read = (x - solution[-1]) @ reader
+    thick = _THICK * (reader.square().T @ noise.double()).sqrt()
+    # More rows are at the end where the concept is inactive.
+    ends = torch.stack(
+        [(end - end.quantile(_LOWEST, dim=0) < thick).sum(0) for end in (read, -read)]
+    )
+    read = torch.where(ends[0] >= ends[1], read, -read)
     return (read - read.quantile(_LOWEST, dim=0)).clamp(min=0).float()
 
 

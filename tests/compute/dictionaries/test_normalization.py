@@ -83,6 +83,15 @@ def test_coordinates_of_noise_alone_are_counted_and_left_out(rank):
     assert float((again - x).square().mean().sqrt()) < 0.02
 
 
+def test_infinite_shrinkage_scales_all_coordinates_alike():
+    norm = estimate_whitening(spread_rows(4, 1.0), float("inf"), without_noise=True)
+    rows = norm.rows(spread_rows(4, 1.0))
+    assert norm.into.shape == (20, 4)
+    gram = norm.into.T @ norm.into
+    torch.testing.assert_close(gram, gram[0, 0] * torch.eye(4), atol=1e-4, rtol=1e-4)
+    assert float(rows.var(0).mean()) == pytest.approx(1.0, rel=1e-3)
+
+
 def test_what_varies_in_one_row_of_a_hundred_is_not_noise():
     x = spread_rows(4, 0.01)
     assert estimate_whitening(x, without_noise=True).into.shape == (20, 4)

@@ -9,9 +9,10 @@ from compute.selection.faces import face_codes
 N_CONCEPTS, NOISE = 6, 0.02
 
 
-def dense_rows(seed: int, share: float = 0.6) -> tuple[torch.Tensor, torch.Tensor]:
+def dense_rows(seed: int, last: float = 0.6) -> tuple[torch.Tensor, torch.Tensor]:
     """Codes (n, 6), each active in most rows, and their mixture in as many coordinates."""
     generator = torch.Generator().manual_seed(seed)
+    share = torch.tensor([0.6] * (N_CONCEPTS - 1) + [last])
     active = torch.rand(3000, N_CONCEPTS, generator=generator) < share
     codes = active * (torch.rand(3000, N_CONCEPTS, generator=generator) + 0.3)
     directions = torch.linalg.qr(torch.randn(N_CONCEPTS, N_CONCEPTS, generator=generator))[0]
@@ -47,6 +48,16 @@ def test_what_is_found_is_zero_where_the_concept_is_inactive():
     partner = correlations(codes, found).argmax(1)
     assert (found[:, partner][codes == 0] == 0).float().mean() > 0.99
     assert (found[:, partner][codes > 0] > 0).float().mean() > 0.99
+
+
+def test_the_one_concept_with_next_to_no_face_is_what_the_others_leave():
+    codes, x = dense_rows(0, last=0.97)
+    found = face_codes(*white(x), seed=0)
+    assert found.shape == (3000, N_CONCEPTS)
+    # Which of its ends is that of absence is a guess.
+    together = np.abs(correlations(codes, found))
+    assert together.max(1).min() > 0.99
+    assert together[-1].argmax() == N_CONCEPTS - 1
 
 
 def test_same_seed_same_codes():
