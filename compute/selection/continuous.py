@@ -28,7 +28,7 @@ _BATCH_ROWS = 1024
 _REFINE_ROWS = 6000
 _EDGE_ROWS = 20_000
 # Most directions to choose from, as a multiple of the concepts asked for.
-_CHOICE = 2.0
+_CHOICE = 3.0
 # Isotropic noise among activations, and noise that is quiet where they are.
 _SHRINKAGES = (0.3, 0.02)
 _EVIDENCE_ROUNDS = 3
@@ -87,9 +87,9 @@ class HierarchicalSelectionModel(Estimator):
     coordinates in which the activations of the level are white.
 
     1. Every level gets two dictionaries of its own, in white coordinates: of as many directions as
-       concepts are asked for, and of twice as many, for with no more than there are some merge two
-       and never part again. Where noise could be told, the faces of the rows are looked for, too
-       (:mod:`compute.selection.faces`).
+       concepts are asked for, and of three times as many, for with no more than there are some
+       merge two and never part again. Where noise could be told, the faces of the rows are looked
+       for, too (:mod:`compute.selection.faces`).
     2. From the lowest level up, the directions to choose from are those of either dictionary, those
        that belong to the faces, or those of the wider dictionary and those that compositions of the
        parts point to (:mod:`compute.selection.gates`).

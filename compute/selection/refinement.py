@@ -36,7 +36,7 @@ _REFIT_ROUNDS = 2
 # How often fits are crossed, with how many concepts at most, as a multiple of the most that may
 # stay, and how like another a direction may be.
 _CROSSINGS = 3
-_CHOICE = 2.0
+_CHOICE = 3.0
 _ALIKE = 0.9
 # Concepts with which the last refits begin, as a multiple of the most that may stay.
 _ROOM = 1.25
