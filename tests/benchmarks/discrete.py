@@ -1,7 +1,7 @@
 """Discrete hierarchies and non-negative rank on worlds with known answers, against baselines.
 
-    python tests/benchmarks/discrete.py [--worlds 10] [--tables 100] [--trees 5] [--out FOLDER]
-                                        [--rlcd PYTHON]
+    python tests/benchmarks/discrete.py [--worlds 10] [--tables 300] [--trees 5] [--out FOLDER]
+                                        [--causal-learn PYTHON]
 
 Writes discrete_rank.csv, discrete_hierarchy.csv, discrete_trees.csv and discrete.json (command,
 machine, summary).
@@ -16,9 +16,11 @@ Hierarchy: ``latent_class`` is one whole over all parts, its states chosen by th
 GIN and RLCD test linear relations of ordered variables; states have no order, so they are not run
 there.
 
-Trees: RLCD's own family, linear Gaussian trees in which every latent has three children or more,
-at 2,000, 5,000 and 10,000 rows. ``strata`` sees the terciles of every part, RLCD (Dong et al. 2024)
-the numbers, in an environment of its own, whose interpreter ``--rlcd`` names
+Trees: linear trees in which every latent has three children or more, with Gaussian noise at 2,000,
+5,000 and 10,000 rows, the family of RLCD (Dong et al. 2024), and with exponential noise at 1,000
+rows, that of GIN (Xie et al. 2020), whose kernel tests take minutes there and grow with the square
+of the rows. ``strata`` sees the terciles of every part, the others the numbers, in an environment
+of their own, whose interpreter ``--causal-learn`` names
 (``pip install causal-learn==0.1.4.7 communities``). The F1 is that of the parts by their whole.
 """
 
@@ -33,6 +35,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -45,15 +48,18 @@ from compute.worlds.tables import RankTable, TableWorld
 
 SAMPLES = 20_000
 RANKS = range(1, 7)
-TREE_ROWS = (2_000, 5_000, 10_000)
+TREE_ROWS = {"gaussian": (2_000, 5_000, 10_000), "exponential": (1_000,)}
+RLCD = "RLCD.RLCD_alg import RLCD; graph = RLCD(rows, stage1_method='all').G"
+GIN = "GIN.GIN import GIN; graph = GIN(rows, 'hsic')[0]"
+# What finds a graph of latents L1, L2, ... over parts X1, X2, ... in rows; by family.
+CAUSAL_LEARN = {"gaussian": {"rlcd": RLCD}, "exponential": {"rlcd": RLCD, "gin": GIN}}
 # Prints the latent of every part, -1 where it has none.
-RLCD = """
-import json, re, sys
+OWNERS = """
+import json, sys
 import numpy as np
-from causallearn.search.HiddenCausal.RLCD.RLCD_alg import RLCD
 rows = np.load(sys.argv[1])
-graph = RLCD(rows, stage1_method="all").G
-latent = {}
+from causallearn.search.HiddenCausal.{search}
+latent = {{}}
 for edge in graph.get_graph_edges():
     names = sorted((edge.get_node1().get_name(), edge.get_node2().get_name()))
     if names[0].startswith("L") and names[1].startswith("X"):
@@ -252,15 +258,19 @@ def hierarchy_benchmark(n_worlds: int, methods: list[str]) -> list[dict[str, obj
     return records
 
 
-def gaussian_tree(seed: int, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows (n, p) of a linear Gaussian tree with a root and four latents; owners (p,)."""
+def linear_tree(seed: int, n: int, family: str) -> tuple[np.ndarray, np.ndarray]:
+    """Rows (n, p) of a linear tree with a root and four latents; owners (p,)."""
     rng = np.random.default_rng(90_000 + seed)
+    draw = {
+        "gaussian": rng.standard_normal,
+        "exponential": lambda size: rng.standard_exponential(size) - 1.0,
+    }[family]
 
     def noisy(cause: np.ndarray) -> np.ndarray:
         slope = rng.uniform(0.5, 2.0) * rng.choice([-1.0, 1.0])
-        return slope * cause + rng.uniform(1.0, 2.0) ** 0.5 * rng.standard_normal(n)
+        return slope * cause + rng.uniform(1.0, 2.0) ** 0.5 * draw(n)
 
-    root = rng.standard_normal(n)
+    root = draw(n)
     parts, owner = [], []
     for k in range(4):
         latent = noisy(root)
@@ -270,39 +280,45 @@ def gaussian_tree(seed: int, n: int) -> tuple[np.ndarray, np.ndarray]:
     return np.stack(parts, axis=1), np.array(owner)
 
 
-def tree_benchmark(n_trees: int, rlcd: Path | None) -> list[dict[str, object]]:
+def tree_benchmark(n_trees: int, python: Path | None) -> list[dict[str, object]]:
     records: list[dict[str, object]] = []
+    places = [(family, n) for family, sizes in TREE_ROWS.items() for n in sizes]
     for seed in range(n_trees):
-        for n in TREE_ROWS:
-            rows, truth = gaussian_tree(seed, n)
-            started = time.monotonic()
-            terciles = (rows[None] > np.quantile(rows, (1 / 3, 2 / 3), axis=0)[:, None]).sum(axis=0)
-            found = DiscreteHierarchy().fit(terciles).parents_
-            owners = {"strata": found[0] if found else np.full(len(truth), -1)}
-            seconds = {"strata": time.monotonic() - started}
-            if rlcd is not None:
+        for family, n in places:
+            rows, truth = linear_tree(seed, n, family)
+            methods = {"strata": by_terciles}
+            if python is not None:
+                for name, search in CAUSAL_LEARN[family].items():
+                    methods[name] = partial(by_causal_learn, python, search)
+            for method, find in methods.items():
                 started = time.monotonic()
-                owners["rlcd"] = by_rlcd(rlcd, rows)
-                seconds["rlcd"] = time.monotonic() - started
-            records += [
-                {
-                    "method": method,
-                    "seed": seed,
-                    "rows": n,
-                    "f1": round(structure(truth, owner)[0], 4),
-                    "seconds": round(seconds[method], 1),
-                }
-                for method, owner in owners.items()
-            ]
+                owner = find(rows)
+                records.append(
+                    {
+                        "method": method,
+                        "family": family,
+                        "seed": seed,
+                        "rows": n,
+                        "f1": round(structure(truth, owner)[0], 4),
+                        "seconds": round(time.monotonic() - started, 1),
+                    }
+                )
     return records
 
 
-def by_rlcd(python: Path, rows: np.ndarray) -> np.ndarray:
-    """Owners (p,) that RLCD finds, in the environment of an interpreter."""
+def by_terciles(rows: np.ndarray) -> np.ndarray:
+    """Owners (p,) that a discrete hierarchy finds in the terciles of rows (n, p)."""
+    terciles = (rows[None] > np.quantile(rows, (1 / 3, 2 / 3), axis=0)[:, None]).sum(axis=0)
+    found = DiscreteHierarchy().fit(terciles).parents_
+    return found[0] if found else np.full(rows.shape[1], -1)
+
+
+def by_causal_learn(python: Path, search: str, rows: np.ndarray) -> np.ndarray:
+    """Owners (p,) that a search of causal-learn finds, in the environment of an interpreter."""
     with tempfile.TemporaryDirectory() as folder:
         np.save(Path(folder) / "rows.npy", rows)
         done = subprocess.run(
-            [python, "-c", RLCD, Path(folder) / "rows.npy"],
+            [python, "-c", OWNERS.format(search=search), Path(folder) / "rows.npy"],
             capture_output=True,
             text=True,
             check=True,
@@ -348,12 +364,12 @@ def summarise(
                 "cpu_seconds",
             )
         }
-    for method in dict.fromkeys(str(r["method"]) for r in trees):
-        summary[f"trees_{method}"] = {
-            f"f1_at_{n}": mean_of(
-                [r for r in trees if (r["method"], r["rows"]) == (method, n)], "f1"
-            )
-            for n in TREE_ROWS
+    for method, family in dict.fromkeys((str(r["method"]), str(r["family"])) for r in trees):
+        own = [r for r in trees if (r["method"], r["family"]) == (method, family)]
+        summary[f"{family}_trees_{method}"] = {
+            f"{column}_at_{n}": mean_of([r for r in own if r["rows"] == n], column)
+            for n in TREE_ROWS[family]
+            for column in ("f1", "seconds")
         }
     return summary
 
@@ -368,9 +384,11 @@ def write_csv(path: Path, records: list[dict[str, object]]) -> None:
 def main(arguments: list[str] | None = None) -> dict[str, object]:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--worlds", type=int, default=10)
-    parser.add_argument("--tables", type=int, default=100)
+    parser.add_argument("--tables", type=int, default=300)
     parser.add_argument("--trees", type=int, default=5)
-    parser.add_argument("--rlcd", type=Path, help="interpreter of an environment with RLCD")
+    parser.add_argument(
+        "--causal-learn", type=Path, help="interpreter of an environment with RLCD and GIN"
+    )
     parser.add_argument("--methods", nargs="+", choices=sorted(METHODS), default=list(METHODS))
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args(arguments)
@@ -379,7 +397,7 @@ def main(arguments: list[str] | None = None) -> dict[str, object]:
     write_csv(options.out / "discrete_rank.csv", ranks)
     hierarchies = hierarchy_benchmark(options.worlds, options.methods)
     write_csv(options.out / "discrete_hierarchy.csv", hierarchies)
-    trees = tree_benchmark(options.trees, options.rlcd)
+    trees = tree_benchmark(options.trees, options.causal_learn)
     write_csv(options.out / "discrete_trees.csv", trees)
     summary = summarise(ranks, hierarchies, trees)
     record = {
