@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -90,9 +90,10 @@ class HierarchicalSelectionModel(Estimator):
        concepts are asked for, and of three times as many, for with no more than there are some
        merge two and never part again. Where noise could be told, the faces of the rows are looked
        for, too (:mod:`compute.selection.faces`).
-    2. From the lowest level up, the directions to choose from are those of either dictionary, those
-       that belong to the faces, or those of the wider dictionary and those that compositions of the
-       parts point to (:mod:`compute.selection.gates`).
+    2. From the lowest level up, the directions to choose from are those of either dictionary, or
+       those that belong to the faces. With the parts known, they are those of the best fit so far,
+       or those of the wider dictionary and those that compositions of the parts point to
+       (:mod:`compute.selection.gates`).
     3. Codes, directions, parents and gates are refined in turn
        (:mod:`compute.selection.refinement`); the prior of a whole's code is its gate, given the
        codes of its parents. A concept stays if the level, fitted anew without it, would lose more
@@ -163,8 +164,10 @@ class HierarchicalSelectionModel(Estimator):
         for rows, most, k in zip(raw, widths, active, strict=True):
             first = self._first(rows, sample, most, k)
             parts = below if self.coupled else None
-            starts = _starts(first, parts, most)
-            level = best_fit(starts, first.x, parts, self.rounds, n, most)
+            level = best_fit(_own(first), first.x, None, self.rounds, n, most)
+            if parts is not None:
+                starts = chain([level], _from_parts(first, parts, most))
+                level = best_fit(starts, first.x, parts, self.rounds, n, most)
             self._seen.append(_Seen.of(level, first.whitening))
             taken.append(first.shrinkage)
             below = level.encode(first.x, parts)
@@ -383,17 +386,19 @@ class _Seen(NamedTuple):
         return float(left.square().mean().sqrt())
 
 
-def _starts(first: _First, parts: FloatArray | None, most: int) -> Iterator[Level]:
-    """Levels to begin with: directions to choose from, and the bias that goes with them.
-
-    Compositions of the parts are ranked by their evidence, but how many of them are true is not
-    known before a fit; the fits from some numbers of them, none among these, are compared.
-    """
+def _own(first: _First) -> Iterator[Level]:
+    """Levels to begin with, from what a level shows by itself."""
     yield from map(first.start, range(len(first.directions)))
     if first.faces is not None and first.faces.shape[1]:
         yield first.at_faces(first.faces)
-    if parts is None:
-        return
+
+
+def _from_parts(first: _First, parts: FloatArray, most: int) -> Iterator[Level]:
+    """Levels to begin with, from what codes of the parts (n, p) point to.
+
+    Compositions of the parts are ranked by their evidence, but how many of them are true is not
+    known before a fit; the fits from some numbers of them are compared.
+    """
     found = pure_directions(parts, first.x.numpy(), int(_MOST_PURE * most))
     pure, bias = torch.from_numpy(found.directions), torch.from_numpy(found.bias)
     if not len(pure):
