@@ -1,4 +1,4 @@
-"""Takes about ten seconds on an idle core."""
+"""Takes about thirty seconds on an idle core."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,6 @@ import torch
 from compute.dictionaries.metrics import mean_correlation
 from compute.selection import HierarchicalSelectionModel
 from compute.selection.coding import Slab, posterior_codes
-from compute.selection.gates import fit_gates, pure_directions
 from compute.worlds import SelectionWorld
 
 SETTINGS = {"n_concepts": (16, 7), "k": (3, 2), "steps": 150, "rounds": 6}
@@ -20,7 +19,7 @@ def world():
 
 @pytest.fixture(scope="module")
 def rows(world):
-    return world.sample(2500)
+    return world.sample(2000)
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +46,13 @@ def test_shapes_agree(rows, model):
     assert [len(z) for z in model.transform([x[:10] for x in rows.activations])] == [10, 10]
 
 
-def test_the_same_seed_gives_the_same_model(rows, model):
-    again = HierarchicalSelectionModel(**SETTINGS).fit(rows.activations)
-    for a, b in zip(model.dictionaries_, again.dictionaries_, strict=True):
+def test_the_same_seed_gives_the_same_model(rows):
+    some = [x[:300] for x in rows.activations]
+    quick = SETTINGS | {"n_concepts": (6, 3), "steps": 20, "rounds": 2}
+    first, again = (HierarchicalSelectionModel(**quick).fit(some) for _ in range(2))
+    for a, b in zip(first.dictionaries_, again.dictionaries_, strict=True):
         assert torch.equal(a.directions, b.directions)
-    assert (model.edges_[0] == again.edges_[0]).all()
+    assert (first.edges_[0] == again.edges_[0]).all()
 
 
 def test_published_encoders_read_the_inferred_codes(rows, model):
@@ -108,20 +109,3 @@ def test_codes_are_the_most_probable_ones():
         off = posterior_codes(x, directions, 0.05**2, prior.without(j))
         assert (found.score >= off.score - 1e-2).all()
         assert (off.codes[:, j] == 0).all()
-
-
-def test_gates_predict_wholes_of_patterns():
-    rng = np.random.default_rng(0)
-    parts = (rng.random((4000, 3)) < 0.4).astype(np.float32)
-    whole = (parts[:, 0] * parts[:, 1]) * rng.lognormal(0, 0.1, 4000).astype(np.float32)
-    gates, variance = fit_gates(parts, whole[:, None], [np.array([0, 1])])
-    prior = gates.prior(parts, torch.from_numpy(variance))
-    certain = prior.log_odds.numpy()[:, 0]
-    assert (certain[whole > 0] > 4).all()
-    assert (certain[whole == 0] < -4).all()
-
-
-def test_compositions_point_to_wholes_that_share_parts(world, rows):
-    found = pure_directions(rows.codes[0], rows.activations[1], 14)
-    assert mean_correlation(found.directions, world.directions[1]) > 0.95
-    assert np.linalg.norm(found.bias) < 0.1

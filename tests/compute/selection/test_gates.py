@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from compute.selection.gates import fit_gates
+from compute.dictionaries.metrics import mean_correlation
+from compute.selection.gates import fit_gates, pure_directions
+from compute.worlds import SelectionWorld
 
 N = 2000
 
@@ -56,3 +58,22 @@ def test_kept_gates_are_those_of_their_concepts():
     all_of_them = gates.prior(parts, torch.from_numpy(variance))
     np.testing.assert_array_equal(kept.mean.numpy(), all_of_them.mean.numpy()[:, 1:])
     np.testing.assert_array_equal(kept.log_odds.numpy(), all_of_them.log_odds.numpy()[:, 1:])
+
+
+def test_gates_predict_wholes_of_patterns():
+    rng = np.random.default_rng(0)
+    parts = (rng.random((4000, 3)) < 0.4).astype(np.float32)
+    whole = (parts[:, 0] * parts[:, 1]) * rng.lognormal(0, 0.1, 4000).astype(np.float32)
+    gates, variance = fit_gates(parts, whole[:, None], [np.array([0, 1])])
+    prior = gates.prior(parts, torch.from_numpy(variance))
+    certain = prior.log_odds.numpy()[:, 0]
+    assert (certain[whole > 0] > 4).all()
+    assert (certain[whole == 0] < -4).all()
+
+
+def test_compositions_point_to_wholes_that_share_parts():
+    world = SelectionWorld.vectors(sizes=(16, 7), dim=20, seed=1)
+    rows = world.sample(2500)
+    found = pure_directions(rows.codes[0], rows.activations[1], 14)
+    assert mean_correlation(found.directions, world.directions[1]) > 0.95
+    assert np.linalg.norm(found.bias) < 0.1
