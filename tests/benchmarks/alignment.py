@@ -29,15 +29,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from identifiability import mean_active, write
 
 from compute.dictionaries import fit_dictionary
 from compute.dictionaries.metrics import match_directions
 from compute.selection import HierarchicalSelectionModel
 from compute.worlds import SelectionWorld
 from storage.alignment import Alignment, align
-from tests.benchmarks.identifiability import mean_active, write
 
 RESULTS = Path(__file__).parent / "results"
 FIELDS = ("learner", "world", "replaced", "seed", "level")

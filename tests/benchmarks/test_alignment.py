@@ -1,14 +1,18 @@
 """The alignment benchmark runs end to end on worlds of a few concepts, and scores as it says."""
 
 import numpy as np
+import pytest
 
 from storage.alignment import Alignment
-from tests.benchmarks import alignment
-from tests.benchmarks.alignment import Night, Scale, scores
 
 
-def test_concepts_of_a_small_world_are_found_again(tmp_path):
-    small = Scale(sizes=(12, 10), dim=24, rows=2000, steps=60)
+@pytest.fixture
+def alignment(import_benchmark):
+    return import_benchmark("alignment")
+
+
+def test_concepts_of_a_small_world_are_found_again(alignment, tmp_path):
+    small = alignment.Scale(sizes=(12, 10), dim=24, rows=2000, steps=60)
     arguments = ["--learners", "independent", "--worlds", "mixed gates", "--seeds", "1"]
     rows = alignment.main([*arguments, "--out", str(tmp_path)], small)
     assert len(rows) == 4
@@ -17,16 +21,18 @@ def test_concepts_of_a_small_world_are_found_again(tmp_path):
     assert len((tmp_path / "alignment.csv").read_text().splitlines()) == 7
 
 
-def test_scores_count_what_is_kept_mixed_up_born_and_gone():
+def test_scores_count_what_is_kept_mixed_up_born_and_gone(alignment):
     """Four true concepts; the last is gone, one not found, and two are mixed up."""
 
     def night(truth, present):
-        return Night(np.eye(len(truth)), lambda rows: rows, np.array(truth), np.array(present))
+        return alignment.Night(
+            np.eye(len(truth)), lambda rows: rows, np.array(truth), np.array(present)
+        )
 
     first, second = night([0, 1, 2, 3, 4], [0, 1, 2, 3, 4]), night([0, 2, 1, -1], [0, 1, 2, 3])
     pairs = np.array([0, 1, 2])
     said = Alignment(pairs, pairs, np.ones(3), 0.5, np.array([3, 4]), np.array([3]))
-    found = scores(first, second, said)
+    found = alignment.scores(first, second, said)
     assert found["found"] == (1 + 3 / 4) / 2
     assert found["kept"] == 1 / 4
     assert found["kept_of_found"] == 1 / 3
