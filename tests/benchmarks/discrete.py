@@ -1,6 +1,6 @@
 """Discrete hierarchies and non-negative rank on worlds with known answers, against baselines.
 
-    python tests/benchmarks/discrete.py [--worlds 10] [--tables 300] [--trees 5] [--out FOLDER]
+    python tests/benchmarks/discrete.py [--worlds 10] [--tables 100] [--trees 5] [--out FOLDER]
                                         [--causal-learn PYTHON]
 
 Writes discrete_rank.csv, discrete_hierarchy.csv, discrete_trees.csv and discrete.json (command,
@@ -384,7 +384,7 @@ def write_csv(path: Path, records: list[dict[str, object]]) -> None:
 def main(arguments: list[str] | None = None) -> dict[str, object]:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--worlds", type=int, default=10)
-    parser.add_argument("--tables", type=int, default=300)
+    parser.add_argument("--tables", type=int, default=100)
     parser.add_argument("--trees", type=int, default=5)
     parser.add_argument(
         "--causal-learn", type=Path, help="interpreter of an environment with RLCD and GIN"
