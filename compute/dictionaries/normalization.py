@@ -55,12 +55,12 @@ def estimate_whitening(
         if rank <= (1 - _TOLD_BY) * d:
             signal = axes[:, -rank:]
     values, axes = _principal(centred if signal is None else centred @ signal)
+    average = values.mean()
     # Where nothing varies at all, any scale is right.
-    mean_value = values.mean().clamp(min=1e-12)
     if math.isinf(shrinkage):
-        values = mean_value.expand_as(values)
+        values = average.clamp(min=1e-12).expand_as(values)
     else:
-        values = values + ((shrinkage + d / b) * values.mean()).clamp(min=1e-12)
+        values = values + ((shrinkage + d / b) * average).clamp(min=1e-12)
     into, back = ((axes * values.pow(power)) @ axes.T for power in (-0.5, 0.5))
     if signal is not None:
         into, back = signal @ into, back @ signal.T

@@ -21,14 +21,12 @@ from compute.selection.estimator import Estimator
 from compute.selection.faces import face_codes
 from compute.selection.gates import FloatArray, pure_directions
 from compute.selection.level import Level, least_squares
-from compute.selection.refinement import best_fit, settled
+from compute.selection.refinement import CHOICE, best_fit, settled
 
 _BATCH_ROWS = 1024
 # Rows on which levels are refined, and on which edges are recovered.
 _REFINE_ROWS = 6000
 _EDGE_ROWS = 20_000
-# Most directions to choose from, as a multiple of the concepts asked for.
-_CHOICE = 3.0
 # Isotropic noise among activations, and noise that is quiet where they are.
 _SHRINKAGES = (0.3, 0.02)
 _EVIDENCE_ROUNDS = 3
@@ -241,7 +239,7 @@ class HierarchicalSelectionModel(Estimator):
         shrinkages = _SHRINKAGES if self.shrinkage is None else (self.shrinkage,)
         found = [white(shrinkage) for shrinkage in shrinkages]
         own, x = max(found, key=lambda pair: pair[0].evidence()) if len(found) > 1 else found[0]
-        own = own._replace(dictionaries=(*own.dictionaries, learnt(x, int(_CHOICE * most))))
+        own = own._replace(dictionaries=(*own.dictionaries, learnt(x, int(CHOICE * most))))
         noise = own.noise(rows[sample])
         if noise is None:
             return _First.of(own, own.whitening, own.x, None)
@@ -407,7 +405,7 @@ def _from_parts(first: _First, parts: FloatArray, most: int) -> Iterator[Level]:
     for share, same in _STARTS:
         some = pure[: max(1, int(share * most))]
         new = (own @ some.T).amax(1) < same
-        chosen = torch.cat([some, own[new]])[: int(_CHOICE * most)]
+        chosen = torch.cat([some, own[new]])[: int(CHOICE * most)]
         yield Level.start(first.x, chosen, bias)
 
 

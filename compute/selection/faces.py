@@ -52,17 +52,16 @@ def face_codes(x: Tensor, noise: Tensor, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     some = x[torch.randperm(len(x), generator=generator)[:_ROWS]]
     d = x.shape[1]
-    found = _Faces(*(x.new_zeros(size) for size in ((0, d), (0,), (0,), (0,), (0,))))
+    found = _Faces.of(some, noise, x.new_zeros(0, d), x.new_zeros(0))
     kept: list[int] = []
     while len(kept) < d:
         known = torch.linalg.qr(found.normals[kept].T).Q.T
         found = found.joined(_search(some, noise, known, generator))
-        bounds = found.beyond < _BEYOND * found.on
-        before, kept = len(kept), found.independent(bounds & (found.excess > 0))
+        before, kept = len(kept), found.bounding()
         if len(kept) == before:
             break
     away = x @ found.normals[kept].T - found.places[kept]
-    thick = _THICK * (found.normals[kept].square() @ noise).sqrt()
+    thick = _THICK * _along(found.normals[kept], noise)
     codes = torch.where(away > thick, away, 0.0)
     return torch.cat([codes, _rest(x, noise, codes)], 1) if 0 < len(kept) < d else codes
 
@@ -81,7 +80,7 @@ def _rest(x: Tensor, noise: Tensor, codes: Tensor) -> Tensor:
     axes = torch.linalg.eigh(left.T @ left).eigenvectors[:, x.shape[1] - missing :].T
     reader = torch.linalg.pinv(torch.cat([solution[:-1], axes]))[:, -missing:]
     read = (x - solution[-1]) @ reader
-    thick = _THICK * (reader.square().T @ noise.double()).sqrt()
+    thick = _THICK * _along(reader.T, noise.double())
     # More rows are at the end where the concept is inactive.
     ends = torch.stack(
         [(end - end.quantile(_LOWEST, dim=0) < thick).sum(0) for end in (read, -read)]
@@ -106,7 +105,7 @@ class _Faces(NamedTuple):
     @classmethod
     def of(cls, x: Tensor, noise: Tensor, normals: Tensor, places: Tensor) -> _Faces:
         away = x @ normals.T - places
-        thick = _THICK * (normals.square() @ noise).sqrt()
+        thick = _THICK * _along(normals, noise)
         above, below = ((sign * away > thick).float().mean(0) for sign in (1, -1))
         side = torch.where(above >= below, 1.0, -1.0)
         on, beyond = 1 - above - below, torch.minimum(above, below)
@@ -116,20 +115,28 @@ class _Faces(NamedTuple):
     def joined(self, others: _Faces) -> _Faces:
         return _Faces(*(torch.cat(pair) for pair in zip(self, others, strict=True)))
 
-    def independent(self, allowed: Tensor) -> list[int]:
-        """The allowed faces of the largest excess, none in the span of those before it."""
+    def bounding(self) -> list[int]:
+        """Faces with next to no rows beyond, by excess, none in the span of those before it."""
+        allowed = (self.beyond < _BEYOND * self.on) & (self.excess > 0)
         d = self.normals.shape[1]
         chosen: list[int] = []
         span = self.normals[:0]
         for j in self.excess.argsort(descending=True, stable=True).tolist():
             if len(chosen) == d:
                 break
+            if not allowed[j]:
+                continue
             new = self.normals[j] - (self.normals[j] @ span.T) @ span
             size = torch.linalg.vector_norm(new)
-            if allowed[j] and size > _NEW:
+            if size > _NEW:
                 chosen.append(j)
                 span = torch.cat([span, new[None] / size])
         return chosen
+
+
+def _along(normals: Tensor, noise: Tensor) -> Tensor:
+    """Standard deviation (s,) along normals (s, r) of noise of variances (r,)."""
+    return (normals.square() @ noise).sqrt()
 
 
 def _search(x: Tensor, noise: Tensor, known: Tensor, generator: torch.Generator) -> _Faces:
@@ -146,7 +153,7 @@ def _search(x: Tensor, noise: Tensor, known: Tensor, generator: torch.Generator)
         y = x @ w.T
         t = y.sort(0).values[(quantile * (len(x) - 1)).long(), torch.arange(len(own))]
         for _ in range(_ROUNDS):
-            least = _NARROWEST * (w.square() @ noise).sqrt()
+            least = _NARROWEST * _along(w, noise)
             weight = torch.exp(-0.5 * ((y - t) / torch.maximum(width, least)).square())
             weight /= weight.sum(0).clamp(min=1e-12)
             w, t = _nearest(x, weight, w)

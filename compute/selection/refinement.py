@@ -10,7 +10,8 @@ concepts take to describe; it also decides between fits from different starts.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from heapq import heapify, heappop, heappush
 from math import isclose
 
@@ -33,10 +34,10 @@ _UNLIKE = 0.5
 # Least needed concepts without which the level is fitted anew before it is called minimal.
 _REFITS = 4
 _REFIT_ROUNDS = 2
-# How often fits are crossed, with how many concepts at most, as a multiple of the most that may
-# stay, and how like another a direction may be.
+# Most directions to choose from, as a multiple of the concepts that may stay.
+CHOICE = 3.0
+# How often fits are crossed, and how like another a direction may be.
 _CROSSINGS = 3
-_CHOICE = 3.0
 _ALIKE = 0.9
 # Concepts with which the last refits begin, as a multiple of the most that may stay.
 _ROOM = 1.25
@@ -55,35 +56,53 @@ def best_fit(
     Every start finds concepts that others miss, or merge. So the best fit is also refined with the
     concepts of the others beside its own, and again as long as that is worth more.
     """
-    fits = [(refine(level, x, below, rounds, n_total, most), level) for level in starts]
+
+    def fit(level: Level) -> _Fit:
+        return _Fit(refine(level, x, below, rounds, n_total, most), level, x, below)
+
+    fits = [fit(level) for level in starts]
     if not fits:
         raise ValueError("starts is empty; give at least one level to begin with.")
     for _ in range(_CROSSINGS):
-        fits.sort(key=lambda fit: -fit[0])
-        crossed = _crossed([level for _, level in fits], x, below, int(_CHOICE * most))
+        fits.sort(key=lambda own: -own.worth)
+        crossed = _crossed(fits, int(CHOICE * most))
         if crossed is None:
             break
-        worth = refine(crossed, x, below, rounds, n_total, most)
-        fits.append((worth, crossed))
-        if worth <= fits[0][0]:
+        fits.append(fit(crossed))
+        if fits[-1].worth <= fits[0].worth:
             break
-    return max(fits, key=lambda fit: fit[0])[1]
+    return max(fits, key=lambda own: own.worth).level
 
 
-def _crossed(levels: list[Level], x: Tensor, below: FloatArray | None, bound: int) -> Level | None:
-    """The first level with what is new in the others, up to ``bound`` concepts; none if nothing."""
-    first = levels[0]
-    directions = first.directions
-    codes = [torch.from_numpy(first.encode(x, below))]
-    for level in levels[1:]:
-        new = ((level.directions @ directions.T).amax(1) < _ALIKE).nonzero()[:, 0]
+@dataclass(frozen=True)
+class _Fit:
+    """A level that was refined on rows (n, d), given codes (n, p) of the level below, if any."""
+
+    worth: float
+    level: Level
+    x: Tensor
+    below: FloatArray | None
+
+    @cached_property
+    def codes(self) -> Tensor:
+        """Codes (n, c) of the rows, asked for by every crossing."""
+        return torch.from_numpy(self.level.encode(self.x, self.below))
+
+
+def _crossed(fits: list[_Fit], bound: int) -> Level | None:
+    """The first fit with what is new in the others, up to ``bound`` concepts; none if nothing."""
+    first = fits[0]
+    directions = first.level.directions
+    codes = [first.codes]
+    for fit in fits[1:]:
+        new = ((fit.level.directions @ directions.T).amax(1) < _ALIKE).nonzero()[:, 0]
         new = new[: bound - len(directions)]
         if len(new):
-            directions = torch.cat([directions, level.directions[new]])
-            codes.append(torch.from_numpy(level.encode(x, below))[:, new])
+            directions = torch.cat([directions, fit.level.directions[new]])
+            codes.append(fit.codes[:, new])
     if len(codes) == 1:
         return None
-    return Level.start(x, directions, first.bias, torch.cat(codes, 1))
+    return Level.start(first.x, directions, first.level.bias, torch.cat(codes, 1))
 
 
 def refine(

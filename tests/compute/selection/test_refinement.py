@@ -33,8 +33,7 @@ def likeness(level, directions):
 def test_starts_that_lack_different_concepts_are_crossed(rows):
     x, directions, codes = rows
     starts = [start(x, codes[:, :4]), start(x, codes[:, 1:])]
-    alone = [best_fit([level], x, None, 6, N, C) for level in (start(x, codes[:, :4]),)]
-    assert alone[0].n_concepts == 4
+    assert best_fit([start(x, codes[:, :4])], x, None, 6, N, C).n_concepts == 4
     found = best_fit(starts, x, None, 6, N, C)
     assert found.n_concepts == C
     assert likeness(found, directions) > 0.99
