@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from compute.graphs import EdgeRecovery, recover_edges
-from compute.selection.coding import Posterior, Slab, better, posterior_codes
+from compute.selection.coding import Posterior, Projected, Slab, better
 from compute.selection.gates import FloatArray, Gates, fit_gates
 
 # Refinement starts as if this share of the variance were noise, and as if concepts were active in
@@ -98,15 +98,19 @@ class Level:
             found.append(self.infer(x[rows], prior).codes.numpy())
         return np.concatenate(found)
 
+    def projected(self, x: Tensor) -> Projected:
+        """Rows (n, d) as the search of their codes takes them."""
+        return Projected.of(x - self.bias, self.directions, self.noise)
+
     def infer(self, x: Tensor, prior: Slab, start: Tensor | None = None) -> Posterior:
         """The better codes of rows (n, d) found from ``start``, (n, c) or none, and a reading."""
-        centred = x - self.bias
-        found = posterior_codes(centred, self.directions, self.noise, prior, start)
+        projected = self.projected(x)
+        found = projected.codes(prior, start)
         if self.reading is None:
             return found
         read = x @ self.reading[:-1] + self.reading[-1]
         read = torch.where(read > _READ * self.slab.mean, read, 0.0)
-        return better(found, posterior_codes(centred, self.directions, self.noise, prior, read))
+        return better(found, projected.codes(prior, read))
 
     def keep(self, kept: NDArray[np.int64]) -> None:
         """Keep some concepts only."""
@@ -121,10 +125,9 @@ class Level:
     def likelihood(self, x: Tensor, below: FloatArray | None, start: Tensor) -> Likelihood:
         """Codes of rows (n, d) from a start (n, c), and the log probability of both together."""
         prior = self.prior(below)
-        centred = x - self.bias
-        codes, score = posterior_codes(centred, self.directions, self.noise, prior, start)
+        codes, score = self.projected(x).codes(prior, start)
         total = float(score.double().sum()) - float(inactive(prior, codes).sum())
-        total -= float(centred.double().square().sum()) / (2 * self.noise)
+        total -= float((x - self.bias).double().square().sum()) / (2 * self.noise)
         total -= 0.5 * x.numel() * float(np.log(2 * np.pi * self.noise))
         return Likelihood(codes, total)
 

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from compute.selection.coding import Posterior, Slab, posterior_codes
+from compute.selection.coding import Posterior, Slab
 from compute.selection.gates import FloatArray
 from compute.selection.level import LEAST_ACTIVE, Level, Likelihood, inactive
 
@@ -174,7 +174,7 @@ def _simplify(
     while dropped and level.n_concepts > 1:
         dropped = False
         prior = level.prior(below)
-        posterior = posterior_codes(x - level.bias, level.directions, level.noise, prior, z)
+        posterior = level.projected(x).codes(prior, z)
         elimination = _Elimination(level, x, prior, posterior)
         crowded = level.n_concepts > most
         tried = [j for j, name in enumerate(names) if crowded or name not in refused]
@@ -211,7 +211,7 @@ class _Elimination:
 
     def __init__(self, level: Level, x: Tensor, prior: Slab, posterior: Posterior) -> None:
         self.level = level
-        self.x = x - level.bias
+        self.projected = level.projected(x)
         self.z, self.score = posterior.codes.clone(), posterior.score.clone()
         self.prior = prior._replace(log_odds=prior.log_odds.clone())
         # The prior of a concept that is gone need not say where it is inactive.
@@ -224,9 +224,9 @@ class _Elimination:
         is a lower bound, and only the smallest has to be measured again. Returns the codes.
         """
         level = self.level
-        pull = (self.x - self.z @ level.directions) @ level.directions.T + self.z / 2
+        pull = self.projected.projected - self.z @ self.projected.gram + self.z / 2
         worth = (self.z * pull).sum(0) / level.noise
-        likeness = level.directions @ level.directions.T
+        likeness = self.projected.gram.clone()
         likeness.fill_diagonal_(0.0)
         # Others can only stand in for a concept that is like them.
         unlike = (likeness.amax(1) <= _UNLIKE) & (worth > worth.median())
@@ -298,7 +298,5 @@ class _Elimination:
         start = self.z[rows].clone()
         start[:, j] = 0.0
         prior = self.prior.rows(rows).without(j)
-        level = self.level
-        return posterior_codes(
-            self.x[rows], level.directions, level.noise, prior, start, _TRIAL_STEPS
-        )
+        prior = self.prior.rows(rows).without(j)
+        return self.projected.some(rows).codes(prior, start, _TRIAL_STEPS)

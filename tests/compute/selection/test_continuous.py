@@ -6,7 +6,7 @@ import torch
 
 from compute.dictionaries.metrics import mean_correlation
 from compute.selection import HierarchicalSelectionModel
-from compute.selection.coding import Slab, posterior_codes
+from compute.selection.coding import Projected, Slab
 from compute.worlds import SelectionWorld
 
 SETTINGS = {"n_concepts": (16, 7), "k": (3, 2), "steps": 150, "rounds": 6}
@@ -101,11 +101,11 @@ def test_codes_are_the_most_probable_ones():
     noise = 0.05 * rng.normal(size=(200, 6))
     x = torch.from_numpy((true @ directions.numpy() + noise).astype(np.float32))
     prior = Slab(torch.zeros(4), torch.ones(4), torch.full((4,), 0.1))
-    found = posterior_codes(x, directions, 0.05**2, prior)
+    found = Projected.of(x, directions, 0.05**2).codes(prior)
     assert ((found.codes.numpy() > 0) == (true > 0)).mean() > 0.99
     assert np.abs(found.codes.numpy() - true).max() < 0.35
     # Orthogonal directions make coordinates independent: no code off or on would be better.
     for j in range(4):
-        off = posterior_codes(x, directions, 0.05**2, prior.without(j))
+        off = Projected.of(x, directions, 0.05**2).codes(prior.without(j))
         assert (found.score >= off.score - 1e-2).all()
         assert (off.codes[:, j] == 0).all()
