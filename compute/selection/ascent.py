@@ -21,7 +21,7 @@ _VECTORS = {"nnan", "nsz", "arcp", "contract", "reassoc"}
 def ascend(
     projected: Floats,
     gram: Floats,
-    noise: float,
+    noise: Floats,
     variance: Floats,
     mean: Floats,
     entry: Floats,
@@ -36,7 +36,7 @@ def ascend(
     ----------
     projected : (n, c) products of the rows with the directions
     gram : (c, c) products of the directions
-    noise : variance of the noise per coordinate
+    noise : (n,) or (1,) variance of the noise per coordinate
     variance : (c,) of active codes
     mean, entry : (n, c) or (1, c), mean of an active code, and what it pays to be active
     z : (n, c) codes to start from; those found take their place
@@ -45,22 +45,24 @@ def ascend(
     most_steps : changes per row
     """
     n, c = z.shape
-    precision = np.float32(1.0 / noise)
-    total = (variance + noise).astype(np.float32)
-    curve = (0.5 / noise - 0.5 / total).astype(np.float32)
-    slope, base, held = np.empty_like(total), np.empty_like(total), np.empty_like(total)
-    gains, left = np.empty_like(total), np.empty_like(total)
+    total, curve = np.empty_like(variance), np.empty_like(variance)
+    slope, base, held = np.empty_like(variance), np.empty_like(variance), np.empty_like(variance)
+    gains, left = np.empty_like(variance), np.empty_like(variance)
     for i in range(n):
         own = z[i]
         m, e = mean[min(i, len(mean) - 1)], entry[min(i, len(entry) - 1)]
+        own_noise = noise[min(i, len(noise) - 1)]
+        precision = np.float32(1.0) / own_noise
         for j in range(c):
+            total[j] = variance[j] + own_noise
+            curve[j] = 0.5 * precision - 0.5 / total[j]
             slope[j] = m[j] / total[j]
             base[j] = e[j] - m[j] * m[j] / (2 * total[j])
             held[j] = np.float32(0.0)
             left[j] = projected[i, j]
         for j in range(c):
             if own[j] > 0:
-                held[j] = _held(own[j], m[j], e[j], variance[j], noise)
+                held[j] = _held(own[j], m[j], e[j], variance[j], own_noise)
                 _subtract(left, own[j], gram[j])
         for _ in range(most_steps):
             most = _gains(left, own, held, curve, slope, base, precision, gains)
@@ -73,21 +75,23 @@ def ascend(
             on = (curve[best] * pull + slope[best]) * pull + base[best]
             new = np.float32(0.0)
             if pull > 0 and on > 0:
-                new = np.float32(max((pull * variance[best] + m[best] * noise) / total[best], 0.0))
-                if own[best] > 0 and _together(own, left, m, gram, variance, noise):
+                new = np.float32(
+                    max((pull * variance[best] + m[best] * own_noise) / total[best], 0.0)
+                )
+                if own[best] > 0 and _together(own, left, m, gram, variance, own_noise):
                     for j in range(c):
                         left[j] = projected[i, j]
                     for j in range(c):
                         if own[j] > 0:
-                            held[j] = _held(own[j], m[j], e[j], variance[j], noise)
+                            held[j] = _held(own[j], m[j], e[j], variance[j], own_noise)
                             _subtract(left, own[j], gram[j])
                     continue
             _subtract(left, new - own[best], gram[best])
             own[best] = new
             held[best] = np.float32(0.0)
             if new > 0:
-                held[best] = _held(new, m[best], e[best], variance[best], noise)
-        score[i] = _score(own, projected[i], m, e, gram, variance, noise)
+                held[best] = _held(new, m[best], e[best], variance[best], own_noise)
+        score[i] = _score(own, projected[i], m, e, gram, variance, own_noise)
 
 
 @njit(nogil=True, error_model="numpy", fastmath=_VECTORS)

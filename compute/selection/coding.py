@@ -57,21 +57,22 @@ class Posterior(NamedTuple):
 class Projected(NamedTuple):
     """Rows by their products with the directions, which is all that a search of codes needs.
 
-    ``projected`` is (n, c), ``gram`` (c, c); ``noise`` is the variance of the noise per coordinate.
+    ``projected`` is (n, c), ``gram`` (c, c); ``noise`` (n,) or (1,) is its variance per coordinate.
     """
 
     projected: Tensor
     gram: Tensor
-    noise: float
+    noise: Tensor
 
     @classmethod
-    def of(cls, x: Tensor, directions: Tensor, noise: float) -> Projected:
+    def of(cls, x: Tensor, directions: Tensor, noise: Tensor) -> Projected:
         """Of rows ``x`` (n, d), centred on the bias, and unit ``directions`` (c, d)."""
         return cls(x @ directions.T, directions @ directions.T, noise)
 
     def some(self, index: Tensor) -> Projected:
         """Some of the rows."""
-        return self._replace(projected=self.projected[index])
+        noise = self.noise[index] if len(self.noise) > 1 else self.noise
+        return self._replace(projected=self.projected[index], noise=noise)
 
     def codes(
         self, prior: Slab, start: Tensor | None = None, most_steps: int | None = None
@@ -93,18 +94,19 @@ class Projected(NamedTuple):
         n, c = self.projected.shape
         z = torch.zeros(n, c) if start is None else start.clone().contiguous()
         score = torch.zeros(n, dtype=torch.float64)
-        entry = prior.log_odds - 0.5 * torch.log1p(prior.variance / self.noise)
+        entry = prior.log_odds - 0.5 * torch.log1p(prior.variance / self.noise[:, None])
         gram, variance = self.gram.numpy(), prior.variance.numpy()
-        steps = most_steps or 8 * c + 32
+        steps = 8 * c + 32 if most_steps is None else most_steps
 
         def search(rows: slice) -> None:
-            mean, paid = (
-                field[rows] if field.ndim == 2 else field[None] for field in (prior.mean, entry)
+            mean, paid, noise = (
+                field[rows] if len(field) == n else field
+                for field in (prior.mean.view(-1, c), entry, self.noise)
             )
             ascend(
                 self.projected[rows].contiguous().numpy(),
                 gram,
-                self.noise,
+                noise.contiguous().numpy(),
                 variance,
                 mean.contiguous().numpy(),
                 paid.contiguous().numpy(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import chain, pairwise
 from typing import Any, NamedTuple, Self
 
@@ -21,7 +22,7 @@ from compute.selection.estimator import Estimator
 from compute.selection.faces import face_codes
 from compute.selection.gates import FloatArray, pure_directions
 from compute.selection.level import Level, least_squares
-from compute.selection.refinement import CHOICE, best_fit, settled
+from compute.selection.refinement import CHOICE, best_fit, settled, with_interactions
 
 _BATCH_ROWS = 1024
 # Rows on which levels are refined, and on which edges are recovered.
@@ -162,12 +163,18 @@ class HierarchicalSelectionModel(Estimator):
         for rows, most, k in zip(raw, widths, active, strict=True):
             first = self._first(rows, sample, most, k)
             parts = below if self.coupled else None
-            level = best_fit(_own(first), first.x, None, self.rounds, n, most)
-            if parts is not None:
-                starts = chain([level], _from_parts(first, parts, most))
-                level = best_fit(starts, first.x, parts, self.rounds, n, most)
-            self._seen.append(_Seen.of(level, first.whitening))
-            taken.append(first.shrinkage)
+
+            def fit(most: int, first: _First = first, parts: FloatArray | None = parts) -> Level:
+                bounded = first.bounded(most)
+                level = best_fit(_own(bounded), first.x, None, self.rounds, n, most)
+                if parts is None:
+                    return level
+                starts = chain([level], _from_parts(bounded, parts, most))
+                return best_fit(starts, first.x, parts, self.rounds, n, most)
+
+            level = with_interactions(fit, first.x, parts, n, most)
+            self._seen.append(_Seen.of(level, first.whitening, first.x, parts))
+            taken.append(first.white.shrinkage)
             below = level.encode(first.x, parts)
             if progress is not None:
                 progress(len(taken))
@@ -231,15 +238,16 @@ class HierarchicalSelectionModel(Estimator):
             batch = min(_BATCH_ROWS, len(x))
             return fit_dictionary(x, width, k, self.steps, self.seed, "batchtopk", batch_size=batch)
 
-        def white(shrinkage: float) -> tuple[_White, Tensor]:
+        def white(shrinkage: float) -> _White:
             whitening = estimate_whitening(rows, shrinkage, without_noise=True)
             x = whitening.rows(rows)
-            return _White(shrinkage, whitening, x[sample], (learnt(x, most),)), x
+            learn = partial(learnt, x)
+            return _White(shrinkage, whitening, x[sample], learn, (learn(most),))
 
         shrinkages = _SHRINKAGES if self.shrinkage is None else (self.shrinkage,)
         found = [white(shrinkage) for shrinkage in shrinkages]
-        own, x = max(found, key=lambda pair: pair[0].evidence()) if len(found) > 1 else found[0]
-        own = own._replace(dictionaries=(*own.dictionaries, learnt(x, int(CHOICE * most))))
+        own = max(found, key=lambda one: one.evidence()) if len(found) > 1 else found[0]
+        own = own.bounded(most)
         noise = own.noise(rows[sample])
         if noise is None:
             return _First.of(own, own.whitening, own.x, None)
@@ -288,7 +296,15 @@ class _White(NamedTuple):
     shrinkage: float
     whitening: Normalization
     x: Tensor
+    learn: Callable[[int], Dictionary]
     dictionaries: tuple[Dictionary, ...]
+
+    def bounded(self, most: int) -> _White:
+        """With dictionaries for a level of ``most`` concepts: so wide, and wider."""
+        own = self.dictionaries[0]
+        if len(own.directions) != most:
+            own = self.learn(most)
+        return self._replace(dictionaries=(own, self.learn(int(CHOICE * most))))
 
     def evidence(self) -> float:
         """Log probability of the rows as activations, under a level refined for a few rounds.
@@ -321,7 +337,7 @@ class _First(NamedTuple):
     the codes by the faces of the rows, if the noise could be told.
     """
 
-    shrinkage: float
+    white: _White
     whitening: Normalization
     x: Tensor
     directions: tuple[Tensor, ...]
@@ -340,7 +356,13 @@ class _First(NamedTuple):
             lengths = torch.linalg.vector_norm(own, dim=1).clamp(min=1e-12)
             directions.append(own / lengths[:, None])
             codes.append(dictionary.encode(white.x) * lengths)
-        return cls(white.shrinkage, whitening, x, tuple(directions), tuple(codes), faces)
+        return cls(white, whitening, x, tuple(directions), tuple(codes), faces)
+
+    def bounded(self, most: int) -> _First:
+        """The same for a level of ``most`` concepts."""
+        if len(self.directions[0]) == most:
+            return self
+        return _First.of(self.white.bounded(most), self.whitening, self.x, self.faces)
 
     def start(self, dictionary: int) -> Level:
         """The level as one of its dictionaries has it."""
@@ -372,10 +394,20 @@ class _Seen(NamedTuple):
     lengths: FloatArray
 
     @classmethod
-    def of(cls, level: Level, whitening: Normalization) -> _Seen:
-        directions = whitening.directions(level.directions)
+    def of(
+        cls, level: Level, whitening: Normalization, x: Tensor, below: FloatArray | None
+    ) -> _Seen:
+        """Of a level that was fitted on rows ``x`` (n, d), given codes (n, p) of the one below.
+
+        Where there are terms in products of codes, a direction is what a code adds on average.
+        """
+        own, middle = level.directions, level.bias
+        if level.terms is not None:
+            solution = least_squares(torch.from_numpy(level.encode(x, below)), x)
+            own, middle = solution[:-1], solution[-1]
+        directions = whitening.directions(own)
         lengths = torch.linalg.vector_norm(directions, dim=1, keepdim=True).clamp(min=1e-12)
-        bias = whitening.mean + whitening.directions(level.bias)
+        bias = whitening.mean + whitening.directions(middle)
         return cls(level, whitening, directions / lengths, bias, lengths[:, 0].numpy())
 
     def noise(self, x: Tensor, codes: FloatArray) -> float:

@@ -21,6 +21,7 @@ from torch import Tensor
 from compute.graphs import EdgeRecovery, recover_edges
 from compute.selection.coding import Posterior, Projected, Slab, better
 from compute.selection.gates import FloatArray, Gates, fit_gates
+from compute.selection.interactions import Interactions, needed_pairs
 
 # Refinement starts as if this share of the variance were noise, and as if concepts were active in
 # one row of twelve: both are then estimated.
@@ -32,6 +33,8 @@ _READ = 0.5
 # Concepts active in fewer rows of the sample than this keep their directions.
 LEAST_ACTIVE = 5
 _BLOCK_ROWS = 8192
+# How often codes are searched anew with terms as the codes before had them.
+_TERM_ROUNDS = 3
 
 
 class Likelihood(NamedTuple):
@@ -39,6 +42,49 @@ class Likelihood(NamedTuple):
 
     codes: Tensor
     total: float
+
+
+class Noise(NamedTuple):
+    """Variance per coordinate of the noise of a row: a floor, and growth with the row's power."""
+
+    floor: float
+    growth: float
+
+    def rows(self, centred: Tensor) -> Tensor:
+        """Of rows (n, d) that are centred on the bias: (n,), or (1,) where it is that of all."""
+        if self.growth == 0:
+            return torch.tensor([self.floor])
+        return self.floor + self.growth * centred.square().mean(1)
+
+
+def fit_noise(left: Tensor, power: Tensor, d: int, least: float) -> Noise:
+    """The most probable noise, given what concepts leave of rows and their power, (n,) each."""
+    y, s = left.double(), power.double()
+    floor, growth = float(y.mean().clamp(min=least)), 0.0
+    same = d / 2 * len(y) * (np.log(floor) + 1)
+    best = floor, growth, same
+    growth = 0.5 * floor / float(s.mean().clamp(min=1e-12))
+    floor = 0.5 * floor
+    for _ in range(12):
+        v = (floor + growth * s).clamp(min=least)
+        w = 1 / v.square()
+        a, b, c = float(w.sum()), float((w * s).sum()), float((w * s * s).sum())
+        p, q = float((w * y).sum()), float((w * s * y).sum())
+        det = a * c - b * b
+        if det <= 1e-12 * a * c:
+            break
+        floor, growth = (c * p - b * q) / det, (a * q - b * p) / det
+        if growth <= 0:
+            break
+        if floor < least:
+            floor, growth = least, max((q - least * b) / c, 0.0)
+        v = floor + growth * s
+        cost = d / 2 * float((v.log() + y / v).sum())
+        if cost < best[2]:
+            best = floor, growth, cost
+    if same - best[2] < 0.5 * np.log(len(y)):
+        return Noise(max(float(y.mean()), least), 0.0)
+    return Noise(best[0], best[1])
 
 
 @dataclass
@@ -57,9 +103,10 @@ class Level:
 
     directions: Tensor
     bias: Tensor
-    noise: float
+    noise: Noise
     slab: Slab
     gates: Gates | None = None
+    terms: Interactions | None = None
     reading: Tensor | None = None
 
     @classmethod
@@ -76,7 +123,7 @@ class Level:
         )
         noise = max(_FIRST_NOISE * power / x.shape[1], _LEAST_NOISE * max(power, 1e-12))
         reading = None if codes is None else least_squares(x, codes)
-        return cls(directions.clone(), bias.clone(), noise, slab, reading=reading)
+        return cls(directions.clone(), bias.clone(), Noise(noise, 0.0), slab, reading=reading)
 
     @property
     def n_concepts(self) -> int:
@@ -98,19 +145,54 @@ class Level:
             found.append(self.infer(x[rows], prior).codes.numpy())
         return np.concatenate(found)
 
-    def projected(self, x: Tensor) -> Projected:
-        """Rows (n, d) as the search of their codes takes them."""
-        return Projected.of(x - self.bias, self.directions, self.noise)
+    def projected(self, x: Tensor, z: Tensor | None = None) -> Projected:
+        """Rows (n, d) as the search of their codes takes them, which are near to (n, c) ``z``."""
+        centred = x - self.bias
+        noise = self.noise.rows(centred)
+        if self.terms is not None and z is not None:
+            centred = centred - self.terms(z)
+        return Projected.of(centred, self.directions, noise)
+
+    def search(self, x: Tensor, prior: Slab, start: Tensor | None) -> Posterior:
+        """The most probable codes of rows (n, d) near to ``start`` (n, c), or to none.
+
+        Where there are terms in products of codes, the search takes them to be what they were at
+        the start, and what it finds is the next start of those rows that it made more probable.
+        """
+        projected = self.projected(x)
+        found = projected.codes(prior, start)
+        if self.terms is None:
+            return found
+        if start is not None:
+            first = projected.codes(prior, start, most_steps=0)
+            found = better(self._with_terms(x, first), self._with_terms(x, found))
+        else:
+            found = self._with_terms(x, found)
+        for _ in range(_TERM_ROUNDS):
+            new = self.projected(x, found.codes).codes(prior, found.codes)
+            found = better(found, self._with_terms(x, new, found.codes))
+        return found
+
+    def _with_terms(self, x: Tensor, found: Posterior, near: Tensor | None = None) -> Posterior:
+        """Score codes that were found as if terms were those of codes (n, c), or none."""
+        assert self.terms is not None
+        centred = x - self.bias
+        noise = self.noise.rows(centred)
+        shown = centred if near is None else centred - self.terms(near)
+        own = found.codes @ self.directions
+        left = shown - own
+        exact = centred - own - self.terms(found.codes)
+        more = left.square() - exact.square() + centred.square() - shown.square()
+        return Posterior(found.codes, found.score + more.sum(1) / (2 * noise))
 
     def infer(self, x: Tensor, prior: Slab, start: Tensor | None = None) -> Posterior:
         """The better codes of rows (n, d) found from ``start``, (n, c) or none, and a reading."""
-        projected = self.projected(x)
-        found = projected.codes(prior, start)
+        found = self.search(x, prior, start)
         if self.reading is None:
             return found
         read = x @ self.reading[:-1] + self.reading[-1]
         read = torch.where(read > _READ * self.slab.mean, read, 0.0)
-        return better(found, projected.codes(prior, read))
+        return better(found, self.search(x, prior, read))
 
     def keep(self, kept: NDArray[np.int64]) -> None:
         """Keep some concepts only."""
@@ -119,34 +201,60 @@ class Level:
         self.slab = Slab(*(field[index] for field in self.slab))
         if self.gates is not None:
             self.gates = self.gates.keep(kept)
+        if self.terms is not None:
+            self.terms = self.terms.keep(index)
         if self.reading is not None:
             self.reading = self.reading[:, index]
 
     def likelihood(self, x: Tensor, below: FloatArray | None, start: Tensor) -> Likelihood:
         """Codes of rows (n, d) from a start (n, c), and the log probability of both together."""
         prior = self.prior(below)
-        codes, score = self.projected(x).codes(prior, start)
+        codes, score = self.search(x, prior, start)
         total = float(score.double().sum()) - float(inactive(prior, codes).sum())
-        total -= float((x - self.bias).double().square().sum()) / (2 * self.noise)
-        total -= 0.5 * x.numel() * float(np.log(2 * np.pi * self.noise))
+        centred = x - self.bias
+        noise = self.noise.rows(centred).double()
+        total -= float((centred.double().square().sum(1) / (2 * noise)).sum())
+        total -= 0.5 * x.numel() * float((2 * np.pi * noise).log().mean())
         return Likelihood(codes, total)
 
     def fit_directions(self, x: Tensor, z: Tensor) -> Tensor:
         """Least squares for directions and bias; returns the codes that go with unit directions."""
         c = z.shape[1]
-        solution = least_squares(z, x)
+        noise = self.noise.rows(x - self.bias)
+        features = z if self.terms is None else torch.cat([z, self.terms.products(z)], 1)
+        solution = least_squares(features, x, weight=noise.mean() / noise)
         active = (z > 0).sum(0)
         norms = torch.linalg.vector_norm(solution[:c], dim=1)
         seen = (active >= LEAST_ACTIVE) & (norms > 1e-6)
         unit = solution[:c] / norms.clamp(min=1e-12)[:, None]
         self.directions = torch.where(seen[:, None], unit, self.directions)
-        self.bias = solution[c]
-        z = z * torch.where(seen, norms, 1.0)
+        self.bias = solution[-1]
+        norms = torch.where(seen, norms, 1.0)
+        z = z * norms
         left = x - self.bias - z @ self.directions
-        free = max(left.numel() - float(active.sum()) - c * x.shape[1], 0.1 * left.numel())
+        taken = features.shape[1] * x.shape[1]
+        if self.terms is not None:
+            self.terms = self.terms.along(solution[c:-1], norms)
+            left -= self.terms(z)
+        free = max(left.numel() - float(active.sum()) - taken, 0.1 * left.numel())
         power = float(x.var(0).sum())
-        self.noise = max(float(left.square().sum()) / free, _LEAST_NOISE * max(power, 1e-12))
+        self.noise = fit_noise(
+            left.square().mean(1) * (left.numel() / free),
+            (x - self.bias).square().mean(1),
+            x.shape[1],
+            _LEAST_NOISE * max(power, 1e-12),
+        )
         return z
+
+    def fit_terms(self, x: Tensor, z: Tensor, price: float) -> int:
+        """Choose the terms that rows (n, d) need beside codes (n, c), each for ``price``.
+
+        Their directions come with those of the concepts. Returns how many there are.
+        """
+        noise = self.noise.rows(x - self.bias)
+        first, second = needed_pairs(z, x - self.bias, noise, price)
+        self.terms = Interactions(first, second, x.new_zeros(len(first), x.shape[1]))
+        return len(first)
 
     def fit_reading(self, x: Tensor, z: Tensor) -> None:
         """The map with which rows (n, d) are read as their codes (n, c)."""
@@ -175,11 +283,17 @@ class Level:
         self.slab = Slab(*(torch.from_numpy(field) for field in (log_odds, mean, spread)))
 
 
-def least_squares(x: Tensor, y: Tensor, ridge: float = 1e-3) -> Tensor:
-    """The map (a + 1, b), constant last, of ``x`` (n, a) to ``y`` (n, b); ``ridge`` adds to x'x."""
+def least_squares(
+    x: Tensor, y: Tensor, ridge: float = 1e-3, weight: Tensor | None = None
+) -> Tensor:
+    """The map (a + 1, b), constant last, of ``x`` (n, a) to ``y`` (n, b); ``ridge`` adds to x'x.
+
+    ``weight`` (n,) or (1,) is what every row counts.
+    """
     design = torch.cat([x.double(), torch.ones(len(x), 1, dtype=torch.float64)], 1)
-    gram = design.T @ design + ridge * torch.eye(design.shape[1], dtype=torch.float64)
-    solution: Tensor = torch.linalg.solve(gram, design.T @ y.double())
+    weighted = design if weight is None else design * weight[:, None].double()
+    gram = weighted.T @ design + ridge * torch.eye(design.shape[1], dtype=torch.float64)
+    solution: Tensor = torch.linalg.solve(gram, weighted.T @ y.double())
     return solution.float()
 
 

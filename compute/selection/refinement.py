@@ -9,11 +9,12 @@ concepts take to describe; it also decides between fits from different starts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from heapq import heapify, heappop, heappush
 from math import isclose
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -34,6 +35,8 @@ _UNLIKE = 0.5
 # Least needed concepts without which the level is fitted anew before it is called minimal.
 _REFITS = 4
 _REFIT_ROUNDS = 2
+# Concepts that are dropped one by one before a level with terms is worth less for good.
+_PATIENCE = 3
 # Most directions to choose from, as a multiple of the concepts that may stay.
 CHOICE = 3.0
 # How often fits are crossed, and how like another a direction may be.
@@ -105,6 +108,77 @@ def _crossed(fits: list[_Fit], bound: int) -> Level | None:
     return Level.start(first.x, directions, first.level.bias, torch.cat(codes, 1))
 
 
+class Price(NamedTuple):
+    """What a concept and a term take to describe, as log probability."""
+
+    concept: float
+    term: float
+
+    @classmethod
+    def of_rows(cls, x: Tensor, n_total: int) -> Price:
+        """Half the logarithm of the number of rows for each number; a sample pays its share."""
+        each = 0.5 * float(np.log(n_total)) * len(x) / n_total
+        return cls((x.shape[1] + 3) * each, x.shape[1] * each)
+
+    def of(self, level: Level) -> float:
+        """Of a level as a whole."""
+        terms = 0 if level.terms is None else len(level.terms.first)
+        return self.concept * level.n_concepts + self.term * terms
+
+
+def with_interactions(
+    fit: Callable[[int], Level], x: Tensor, below: FloatArray | None, n_total: int, most: int
+) -> Level:
+    """The level of ``most`` concepts or fewer, with terms in products of codes if it is worth more.
+
+    A sum of directions is made to fit rows that bend by more concepts than there are, and may be
+    led astray. So where terms are needed, concepts are dropped one by one, and ``fit``, which is
+    asked for a level of so many concepts at most, is asked for half as many, as long as a level
+    with terms is worth more for it.
+    """
+    price = Price.of_rows(x, n_total)
+    level = fit(most)
+    best = _bent_path(level, x, below, price)
+    if best is None:
+        return level
+    while most > 3:
+        most = -(-most // 2)
+        other = _bent_path(fit(most), x, below, price)
+        if other is None or other[0] <= best[0]:
+            break
+        best = other
+    _simplify(best[1], x, below, best[2], price, best[1].n_concepts)
+    return best[1]
+
+
+def _bent_path(
+    level: Level, x: Tensor, below: FloatArray | None, price: Price
+) -> tuple[float, Level, Tensor] | None:
+    """Worth, level and codes (n, c) with terms, the best while concepts are dropped; none if none.
+
+    Concepts are dropped from the level without terms: these would soon stand in for any.
+    """
+    z = torch.from_numpy(level.encode(x, below))
+    straight = replace(level)
+    best: tuple[float, Level, Tensor] | None = None
+    misses = 0
+    while straight.n_concepts > 1 and misses < _PATIENCE:
+        bent, codes, likely = replace(straight), z, -np.inf
+        for _ in range(_REFIT_ROUNDS):
+            terms = bent.fit_terms(x, codes, price.term)
+            codes = bent.fit_directions(x, codes)
+            bent.fit_prior(codes, below, same_parents=True)
+            codes, likely = bent.likelihood(x, below, codes)
+        if best is None and not terms:
+            return None
+        worth = likely - price.of(bent)
+        misses += 1
+        if best is None or worth > best[0]:
+            best, misses = (worth, bent, codes), 0
+        _, z = _simplify(straight, x, below, z, price, straight.n_concepts - 1)
+    return best
+
+
 def refine(
     level: Level, x: Tensor, below: FloatArray | None, rounds: int, n_total: int, most: int
 ) -> float:
@@ -124,7 +198,7 @@ def refine(
     What the level is worth: log probability of rows and codes, less the description.
     """
     # The sample speaks for all rows, so it pays its share of the description.
-    price = 0.5 * (x.shape[1] + 3) * float(np.log(n_total)) * len(x) / n_total
+    price = Price.of_rows(x, n_total)
     z: Tensor | None = None
     # What is left after the last drop is settled for one more round.
     last = max(rounds - 2, 0)
@@ -134,7 +208,7 @@ def refine(
         z = posterior.codes
         if number % 3 == 2 or number == last:
             bound = int(_ROOM * most) + 1 if number >= last else level.n_concepts
-            z = _Elimination(level, x, prior, posterior).run(price, bound)
+            z = _Elimination(level, x, prior, posterior).run(price.concept, bound)
         z = level.fit_directions(x, z)
         level.fit_reading(x, z)
         level.fit_prior(z, below if number > 0 else None)
@@ -158,15 +232,16 @@ def settled(level: Level, x: Tensor, rounds: int) -> Likelihood:
 
 
 def _simplify(
-    level: Level, x: Tensor, below: FloatArray | None, start: Tensor, price: float, most: int
-) -> float:
+    level: Level, x: Tensor, below: FloatArray | None, start: Tensor, price: Price, most: int
+) -> tuple[float, Tensor]:
     """Drop concepts in place as long as the level, fitted anew without one, is worth as much.
 
     Others were fitted beside a concept that they could stand in for: what they lack for its rows
     at first, they may make up for when fitted without it. Then down to ``most``, whatever it
-    costs. Returns the worth.
+    costs. Returns the worth, and the codes.
     """
-    z, total = level.likelihood(x, below, start)
+    z, likely = level.likelihood(x, below, start)
+    total = likely - price.of(level)
     names = np.arange(level.n_concepts)
     losses = np.full(level.n_concepts, -np.inf)
     refused: set[int] = set()
@@ -174,44 +249,50 @@ def _simplify(
     while dropped and level.n_concepts > 1:
         dropped = False
         prior = level.prior(below)
-        posterior = level.projected(x).codes(prior, z)
-        elimination = _Elimination(level, x, prior, posterior)
+        posterior = level.projected(x, z).codes(prior, z)
+        elimination = _Elimination(level, x, prior, posterior, z)
         crowded = level.n_concepts > most
         tried = [j for j, name in enumerate(names) if crowded or name not in refused]
         best: tuple[float, Level, Tensor, NDArray[np.int64]] | None = None
-        for j in elimination.least_needed(tried, losses, price):
+        for j in elimination.least_needed(tried, losses, price.concept):
             left = np.delete(np.arange(level.n_concepts), j)
             codes = elimination.codes_without(j)[:, torch.from_numpy(left)]
             trial = replace(level)
             trial.keep(left)
             value = -np.inf
             for _ in range(_REFIT_ROUNDS):
+                if trial.terms is not None:
+                    trial.fit_terms(x, codes, price.term)
                 codes = trial.fit_directions(x, codes)
                 trial.fit_prior(codes, below, same_parents=True)
-                codes, value = trial.likelihood(x, below, codes)
+                codes, likely = trial.likelihood(x, below, codes)
+                value = likely - price.of(trial)
             if best is None or value > best[0]:
                 best = value, trial, codes, left
-            if total - value < price:
+            if value > total:
                 break
             refused.add(int(names[j]))
-        if best is not None and (total - best[0] < price or crowded):
+        if best is not None and (best[0] > total or crowded):
             total, trial, z, left = best
             names, losses = names[left], losses[left]
             vars(level).update(vars(trial))
             dropped = True
     if below is not None:
         level.fit_prior(z, below)
-        z, total = level.likelihood(x, below, z)
+        z, likely = level.likelihood(x, below, z)
+        total = likely - price.of(level)
     level.fit_reading(x, z)
-    return total - price * level.n_concepts
+    return total
 
 
 class _Elimination:
     """Concepts of a level leave one by one; directions, noise and prior stay as they are."""
 
-    def __init__(self, level: Level, x: Tensor, prior: Slab, posterior: Posterior) -> None:
+    def __init__(
+        self, level: Level, x: Tensor, prior: Slab, posterior: Posterior, near: Tensor | None = None
+    ) -> None:
         self.level = level
-        self.projected = level.projected(x)
+        self.projected = level.projected(x, near)
         self.z, self.score = posterior.codes.clone(), posterior.score.clone()
         self.prior = prior._replace(log_odds=prior.log_odds.clone())
         # The prior of a concept that is gone need not say where it is inactive.
@@ -225,7 +306,7 @@ class _Elimination:
         """
         level = self.level
         pull = self.projected.projected - self.z @ self.projected.gram + self.z / 2
-        worth = (self.z * pull).sum(0) / level.noise
+        worth = (self.z * pull / self.projected.noise[:, None]).sum(0)
         likeness = self.projected.gram.clone()
         likeness.fill_diagonal_(0.0)
         # Others can only stand in for a concept that is like them.
