@@ -22,6 +22,7 @@ from compute.graphs import EdgeRecovery, recover_edges
 from compute.selection.coding import Posterior, Projected, Slab, better
 from compute.selection.gates import FloatArray, Gates, fit_gates
 from compute.selection.interactions import Interactions, needed_pairs
+from compute.selection.noise import Noise, fit_noise
 
 # Refinement starts as if this share of the variance were noise, and as if concepts were active in
 # one row of twelve: both are then estimated.
@@ -44,49 +45,6 @@ class Likelihood(NamedTuple):
     total: float
 
 
-class Noise(NamedTuple):
-    """Variance per coordinate of the noise of a row: a floor, and growth with the row's power."""
-
-    floor: float
-    growth: float
-
-    def rows(self, centred: Tensor) -> Tensor:
-        """Of rows (n, d) that are centred on the bias: (n,), or (1,) where it is that of all."""
-        if self.growth == 0:
-            return torch.tensor([self.floor])
-        return self.floor + self.growth * centred.square().mean(1)
-
-
-def fit_noise(left: Tensor, power: Tensor, d: int, least: float) -> Noise:
-    """The most probable noise, given what concepts leave of rows and their power, (n,) each."""
-    y, s = left.double(), power.double()
-    floor, growth = float(y.mean().clamp(min=least)), 0.0
-    same = d / 2 * len(y) * (np.log(floor) + 1)
-    best = floor, growth, same
-    growth = 0.5 * floor / float(s.mean().clamp(min=1e-12))
-    floor = 0.5 * floor
-    for _ in range(12):
-        v = (floor + growth * s).clamp(min=least)
-        w = 1 / v.square()
-        a, b, c = float(w.sum()), float((w * s).sum()), float((w * s * s).sum())
-        p, q = float((w * y).sum()), float((w * s * y).sum())
-        det = a * c - b * b
-        if det <= 1e-12 * a * c:
-            break
-        floor, growth = (c * p - b * q) / det, (a * q - b * p) / det
-        if growth <= 0:
-            break
-        if floor < least:
-            floor, growth = least, max((q - least * b) / c, 0.0)
-        v = floor + growth * s
-        cost = d / 2 * float((v.log() + y / v).sum())
-        if cost < best[2]:
-            best = floor, growth, cost
-    if same - best[2] < 0.5 * np.log(len(y)):
-        return Noise(max(float(y.mean()), least), 0.0)
-    return Noise(best[0], best[1])
-
-
 @dataclass
 class Level:
     """Concepts of one level.
@@ -95,9 +53,10 @@ class Level:
     ----------
     directions : (c, d) unit rows
     bias : (d,) the activation of a row without active concepts
-    noise : variance per coordinate of what the concepts leave
+    noise : what the concepts leave
     slab : prior of every concept by itself
     gates : prior of every concept given the level below, if there is one
+    terms : what codes add beyond their sum, if they do
     reading : (d + 1, c) least-squares map from rows, and a constant, to codes
     """
 
@@ -123,7 +82,7 @@ class Level:
         )
         noise = max(_FIRST_NOISE * power / x.shape[1], _LEAST_NOISE * max(power, 1e-12))
         reading = None if codes is None else least_squares(x, codes)
-        return cls(directions.clone(), bias.clone(), Noise(noise, 0.0), slab, reading=reading)
+        return cls(directions.clone(), bias.clone(), Noise(noise), slab, reading=reading)
 
     @property
     def n_concepts(self) -> int:
@@ -238,12 +197,13 @@ class Level:
             left -= self.terms(z)
         free = max(left.numel() - float(active.sum()) - taken, 0.1 * left.numel())
         power = float(x.var(0).sum())
-        self.noise = fit_noise(
-            left.square().mean(1) * (left.numel() / free),
-            (x - self.bias).square().mean(1),
-            x.shape[1],
-            _LEAST_NOISE * max(power, 1e-12),
-        )
+        least = _LEAST_NOISE * max(power, 1e-12)
+        squares = left.square().mean(1) * (left.numel() / free)
+        if self.terms is None:
+            self.noise = Noise(max(float(squares.mean()), least))
+        else:
+            # Before it fits, a level would take for noise what it has no concepts for.
+            self.noise = fit_noise(squares, (x - self.bias).square().mean(1), x.shape[1], least)
         return z
 
     def fit_terms(self, x: Tensor, z: Tensor, price: float) -> int:

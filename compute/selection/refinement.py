@@ -36,12 +36,14 @@ _UNLIKE = 0.5
 _REFITS = 4
 _REFIT_ROUNDS = 2
 # Concepts that are dropped one by one before a level with terms is worth less for good.
-_PATIENCE = 3
+_PATIENCE = 5
+# Concepts that are left at the least.
+_FEWEST = 2
 # Most directions to choose from, as a multiple of the concepts that may stay.
 CHOICE = 3.0
 # How often fits are crossed, and how like another a direction may be.
 _CROSSINGS = 3
-_ALIKE = 0.9
+_ALIKE = 0.97
 # Concepts with which the last refits begin, as a multiple of the most that may stay.
 _ROOM = 1.25
 
@@ -138,44 +140,62 @@ def with_interactions(
     """
     price = Price.of_rows(x, n_total)
     level = fit(most)
-    best = _bent_path(level, x, below, price)
+    best = _bent(level, x, below, price)
     if best is None:
         return level
-    while most > 3:
+    while most > _FEWEST:
         most = -(-most // 2)
-        other = _bent_path(fit(most), x, below, price)
-        if other is None or other[0] <= best[0]:
+        other = _bent(fit(most), x, below, price)
+        if other is None or other.worth <= best.worth:
             break
         best = other
-    _simplify(best[1], x, below, best[2], price, best[1].n_concepts)
-    return best[1]
+    _simplify(best.level, x, below, best.codes, price, best.level.n_concepts)
+    return best.level
 
 
-def _bent_path(
-    level: Level, x: Tensor, below: FloatArray | None, price: Price
-) -> tuple[float, Level, Tensor] | None:
-    """Worth, level and codes (n, c) with terms, the best while concepts are dropped; none if none.
+class _Bent(NamedTuple):
+    """A level with terms, what it is worth, and codes (n, c) of its rows."""
 
-    Concepts are dropped from the level without terms: these would soon stand in for any.
-    """
-    z = torch.from_numpy(level.encode(x, below))
-    straight = replace(level)
-    best: tuple[float, Level, Tensor] | None = None
-    misses = 0
-    while straight.n_concepts > 1 and misses < _PATIENCE:
-        bent, codes, likely = replace(straight), z, -np.inf
+    worth: float
+    level: Level
+    codes: Tensor
+
+    @classmethod
+    def of(
+        cls, level: Level, x: Tensor, below: FloatArray | None, codes: Tensor, price: Price
+    ) -> _Bent:
+        """A level with the terms that rows (n, d) need, from codes (n, c) without.
+
+        A level that needs none is worth less than any number here.
+        """
+        bent, worth = replace(level), -np.inf
         for _ in range(_REFIT_ROUNDS):
-            terms = bent.fit_terms(x, codes, price.term)
+            if not bent.fit_terms(x, codes, price.term):
+                return cls(-np.inf, level, codes)
             codes = bent.fit_directions(x, codes)
             bent.fit_prior(codes, below, same_parents=True)
             codes, likely = bent.likelihood(x, below, codes)
-        if best is None and not terms:
-            return None
-        worth = likely - price.of(bent)
-        misses += 1
-        if best is None or worth > best[0]:
-            best, misses = (worth, bent, codes), 0
+            worth = likely - price.of(bent)
+        return cls(worth, bent, codes)
+
+
+def _bent(level: Level, x: Tensor, below: FloatArray | None, price: Price) -> _Bent | None:
+    """The best level with terms, as concepts are dropped one by one; none if terms do not pay.
+
+    Concepts are dropped from the level without terms, as these would soon stand in for any.
+    """
+    straight = replace(level)
+    z, likely = level.likelihood(x, below, torch.from_numpy(level.encode(x, below)))
+    best = _Bent.of(straight, x, below, z, price)
+    if best.worth <= likely - price.of(level):
+        return None
+    misses = 0
+    while straight.n_concepts > _FEWEST and misses < _PATIENCE:
         _, z = _simplify(straight, x, below, z, price, straight.n_concepts - 1)
+        bent = _Bent.of(straight, x, below, z, price)
+        misses += 1
+        if bent.worth > best.worth:
+            best, misses = bent, 0
     return best
 
 
@@ -213,7 +233,7 @@ def refine(
         level.fit_reading(x, z)
         level.fit_prior(z, below if number > 0 else None)
     assert z is not None
-    return _simplify(level, x, below, z, price, most)
+    return _simplify(level, x, below, z, price, most)[0]
 
 
 def settled(level: Level, x: Tensor, rounds: int) -> Likelihood:
@@ -282,7 +302,7 @@ def _simplify(
         z, likely = level.likelihood(x, below, z)
         total = likely - price.of(level)
     level.fit_reading(x, z)
-    return total
+    return total, z
 
 
 class _Elimination:
