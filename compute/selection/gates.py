@@ -113,11 +113,25 @@ def fit_gates(
         slopes.append(slope)
         used.append(own)
         left = strength[active] - mean[cell[active]]
-        # A slab of no width would forbid every other value for good.
-        floor = (0.05 * codes[:, j].sum() / max(len(left), 1)) ** 2 + 1e-12
         free = max(len(left) - int(np.count_nonzero(slope)), 1)
-        variance[j] = max(float(np.square(left).sum()) / free, floor)
+        variance[j] = np.square(left).sum() / free
+    variance = np.maximum(variance, _least_variance(codes))
     return Gates(middles, tuple(used), tuple(tables), tuple(means), tuple(slopes)), variance
+
+
+def strength_variance(codes: FloatArray) -> FloatArray:
+    """Variance (c,) of codes (n, c) where they are active."""
+    count = np.maximum((codes > 0).sum(0), 1)
+    mean = codes.sum(0) / count
+    left = np.where(codes > 0, codes - mean, 0.0)
+    variance = np.maximum(np.square(left).sum(0) / count, _least_variance(codes))
+    return np.asarray(variance, np.float32)
+
+
+def _least_variance(codes: FloatArray) -> FloatArray:
+    # A slab of no width would forbid every other value for good.
+    mean = codes.sum(0) / np.maximum((codes > 0).sum(0), 1)
+    return np.asarray((0.05 * mean) ** 2 + 1e-12, np.float32)
 
 
 def _slopes(parts: FloatArray, strength: FloatArray) -> FloatArray:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from compute.graphs import EdgeRecovery, recover_edges
 from compute.selection.coding import Posterior, Projected, Slab, better
-from compute.selection.gates import FloatArray, Gates, fit_gates
+from compute.selection.gates import FloatArray, Gates, fit_gates, strength_variance
 from compute.selection.interactions import Interactions, needed_pairs
 from compute.selection.noise import Noise, fit_noise
 
@@ -229,13 +229,14 @@ class Level:
         active = codes > 0
         share = (active.sum(0) + 0.5) / (len(codes) + 1.0)
         means = codes.sum(0) / np.maximum(active.sum(0), 1)
-        parents = [np.empty(0, np.int64)] * self.n_concepts
-        if same_parents and self.gates is not None:
-            parents = list(self.gates.parents)
-        elif below is not None:
-            parents = strongest_parents(recover_edges(below, codes))
-        gates, variance = fit_gates(codes[:, :0] if below is None else below, codes, parents)
-        self.gates = None if below is None else gates
+        if below is None:
+            self.gates, variance = None, strength_variance(codes)
+        else:
+            if same_parents and self.gates is not None:
+                parents = list(self.gates.parents)
+            else:
+                parents = strongest_parents(recover_edges(below, codes))
+            self.gates, variance = fit_gates(below, codes, parents)
         # A concept that was never active has shown no strength: it keeps the one it was given.
         mean = np.where(active.any(0), means, self.slab.mean.numpy()).astype(np.float32)
         spread = np.where(active.any(0), variance, self.slab.variance.numpy()).astype(np.float32)

@@ -6,7 +6,6 @@ import torch
 
 from compute.dictionaries.metrics import mean_correlation
 from compute.selection import HierarchicalSelectionModel
-from compute.selection.coding import Projected, Slab
 from compute.worlds import SelectionWorld
 
 SETTINGS = {"n_concepts": (16, 7), "k": (3, 2), "steps": 150, "rounds": 6}
@@ -92,20 +91,3 @@ def test_encode_refuses_other_levels(model):
         model.encode(0, np.zeros((5, 20)))
     with pytest.raises(ValueError, match=r"level 1 needs \(n, 20\)"):
         model.encode(1, np.zeros((5, 19)))
-
-
-def test_codes_are_the_most_probable_ones():
-    rng = np.random.default_rng(0)
-    directions = torch.from_numpy(np.linalg.qr(rng.normal(size=(6, 6)))[0][:4].astype(np.float32))
-    true = rng.lognormal(0, 0.2, (200, 4)) * (rng.random((200, 4)) < 0.4)
-    noise = 0.05 * rng.normal(size=(200, 6))
-    x = torch.from_numpy((true @ directions.numpy() + noise).astype(np.float32))
-    prior = Slab(torch.zeros(4), torch.ones(4), torch.full((4,), 0.1))
-    found = Projected.of(x, directions, 0.05**2).codes(prior)
-    assert ((found.codes.numpy() > 0) == (true > 0)).mean() > 0.99
-    assert np.abs(found.codes.numpy() - true).max() < 0.35
-    # Orthogonal directions make coordinates independent: no code off or on would be better.
-    for j in range(4):
-        off = Projected.of(x, directions, 0.05**2).codes(prior.without(j))
-        assert (found.score >= off.score - 1e-2).all()
-        assert (off.codes[:, j] == 0).all()
