@@ -98,7 +98,11 @@ class HierarchicalSelectionModel(Estimator):
        codes of its parents. A concept stays if the level, fitted anew without it, would lose more
        than its description takes. The fits from all starts are crossed, as each finds some concepts
        that others miss, and the fit that is worth most is kept.
-    4. Edges are the smallest parent sets that keep the fit (:mod:`compute.graphs`).
+    4. Where activations are not a linear function of the codes, terms in products of two codes of a
+       level are added, and noise that grows with a row's power, if the level is worth more for it
+       (:mod:`compute.selection.interactions`). Concepts that stood in for them are dropped.
+       Directions are then what a code adds on average.
+    5. Edges are the smallest parent sets that keep the fit (:mod:`compute.graphs`).
 
     Examples
     --------
