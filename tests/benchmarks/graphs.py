@@ -281,11 +281,13 @@ def flop(codes: list[np.ndarray]) -> list[np.ndarray]:
     return split((graph != 0) | (graph.T != 0), codes)
 
 
-def causal_learn_pc(codes: list[np.ndarray]) -> list[np.ndarray]:
-    """PC with Fisher-Z, in Python."""
+def causal_learn_pc(codes: list[np.ndarray], test: str) -> list[np.ndarray]:
+    """PC in Python: with Fisher-Z, or with chi-squared or G² tests of activities."""
     from causallearn.search.ConstraintBased.PC import pc
 
-    graph = pc(np.concatenate(codes, axis=1), 0.01, "fisherz", show_progress=False).G.graph
+    x = np.concatenate(codes, axis=1)
+    x = x if test == "fisherz" else (x > 0).astype(int)
+    graph = pc(x, 0.01, test, show_progress=False).G.graph
     return split((graph != 0) | (graph.T != 0), codes)
 
 
@@ -330,7 +332,9 @@ METHODS: dict[str, Callable[[list[np.ndarray]], list[np.ndarray]]] = {
     "pybnesian PC chi2": pybnesian_chi2,
     "FLOP": flop,
     "causal-learn GRaSP": causal_learn_grasp,
-    "causal-learn PC Fisher-Z": causal_learn_pc,
+    "causal-learn PC Fisher-Z": partial(causal_learn_pc, test="fisherz"),
+    "causal-learn PC chi2": partial(causal_learn_pc, test="chisq"),
+    "causal-learn PC G2": partial(causal_learn_pc, test="gsq"),
     "DAGMA": dagma,
     "DAGMA, 64 concepts": partial(dagma, most=64),
 }

@@ -7,7 +7,9 @@ import torch
 
 from compute.selection import HierarchicalSelectionModel
 from compute.selection.interactions import Interactions, needed_pairs
+from compute.selection.level import Level, least_squares
 from compute.selection.noise import Noise, fit_noise
+from compute.selection.refinement import best_fit, with_interactions
 from compute.worlds import SelectionWorld
 
 N, C, D = 3000, 5, 8
@@ -53,6 +55,30 @@ def test_noise_grows_where_it_does():
     assert found.growth == pytest.approx(0.05, rel=0.1)
     rows = torch.full((2, D), 2.0)
     assert torch.allclose(found.rows(rows), torch.tensor(found.floor + 4 * found.growth))
+
+
+def test_a_level_has_terms_where_it_is_worth_more_for_them(linear):
+    codes, x = linear
+
+    def found(rows):
+        def fit(most):
+            solution = least_squares(codes, rows)
+            directions = torch.nn.functional.normalize(solution[:-1], dim=1)
+            start = Level.start(rows, directions, solution[-1], codes)
+            return best_fit([start], rows, None, 4, N, most)
+
+        return with_interactions(fit, rows, None, N, C)
+
+    assert found(x).terms is None
+    product = codes[:, 0] * codes[:, 3]
+    level = found(x + torch.outer(product, torch.linspace(-0.3, 0.3, D)))
+    assert level.n_concepts == C
+    assert level.terms is not None
+    assert len(level.terms.first) == 1
+    cosines = torch.nn.functional.cosine_similarity(
+        level.terms.directions, torch.linspace(-0.3, 0.3, D)[None]
+    )
+    assert float(cosines.abs()) > 0.98
 
 
 def test_as_many_concepts_are_found_where_activations_are_warped():
