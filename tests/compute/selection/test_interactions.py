@@ -70,15 +70,13 @@ def test_a_level_has_terms_where_it_is_worth_more_for_them(linear):
         return with_interactions(fit, rows, None, N, C)
 
     assert found(x).terms is None
-    product = codes[:, 0] * codes[:, 3]
-    level = found(x + torch.outer(product, torch.linspace(-0.3, 0.3, D)))
+    # Along the directions of concepts, codes would take the term up.
+    beside = torch.linalg.qr(torch.linalg.lstsq(codes, x).solution.T, mode="complete")[0][:, -1]
+    level = found(x + torch.outer(codes[:, 0] * codes[:, 3], 0.4 * beside))
     assert level.n_concepts == C
     assert level.terms is not None
-    assert len(level.terms.first) == 1
-    cosines = torch.nn.functional.cosine_similarity(
-        level.terms.directions, torch.linspace(-0.3, 0.3, D)[None]
-    )
-    assert float(cosines.abs()) > 0.98
+    assert (level.terms.first.tolist(), level.terms.second.tolist()) == ([0], [3])
+    assert float(torch.cosine_similarity(level.terms.directions[0], beside, dim=0)) > 0.98
 
 
 def test_as_many_concepts_are_found_where_activations_are_warped():
