@@ -64,8 +64,12 @@ def ascend(
             if own[j] > 0:
                 held[j] = _held(own[j], m[j], e[j], variance[j], own_noise)
                 _subtract(left, own[j], gram[j])
+        # Where active codes have just moved together, what one of them gains by itself is rounding.
+        together = False
         for _ in range(most_steps):
             most = _gains(left, own, held, curve, slope, base, precision, gains)
+            if together:
+                most = _forget_moves(gains, left, own, curve, slope, base)
             if not most > tolerance:
                 break
             best = 0
@@ -85,7 +89,9 @@ def ascend(
                         if own[j] > 0:
                             held[j] = _held(own[j], m[j], e[j], variance[j], own_noise)
                             _subtract(left, own[j], gram[j])
+                    together = True
                     continue
+            together = False
             _subtract(left, new - own[best], gram[best])
             own[best] = new
             held[best] = np.float32(0.0)
@@ -112,6 +118,21 @@ def _gains(
         on = (curve[j] * pull + slope[j]) * pull + base[j]
         on = on if (pull > 0) & (on > 0) else np.float32(0.0)
         gains[j] = on - (z[j] * pull * precision + held[j])
+        most = max(most, gains[j])
+    return most
+
+
+@njit(nogil=True, error_model="numpy")
+def _forget_moves(
+    gains: Floats, left: Floats, z: Floats, curve: Floats, slope: Floats, base: Floats
+) -> np.float32:
+    """Leave out the gains of active codes that would stay active; returns the largest left."""
+    most = np.float32(0.0)
+    for j in range(len(gains)):
+        if z[j] > 0:
+            pull = left[j] + z[j]
+            if pull > 0 and (curve[j] * pull + slope[j]) * pull + base[j] > 0:
+                gains[j] = np.float32(0.0)
         most = max(most, gains[j])
     return most
 
