@@ -8,7 +8,6 @@ import torch
 from compute.selection import HierarchicalSelectionModel
 from compute.selection.interactions import Interactions, needed_pairs
 from compute.selection.level import Level, least_squares
-from compute.selection.noise import Noise, fit_noise
 from compute.selection.refinement import best_fit, with_interactions
 from compute.worlds import SelectionWorld
 
@@ -43,18 +42,6 @@ def test_terms_of_dropped_concepts_go_and_others_follow_theirs():
     assert left.second.tolist() == [1, 1]
     z = torch.tensor([[2.0, 3.0]])
     assert torch.equal(left(z), 6 * directions[1:2] + 9 * directions[2:3])
-
-
-def test_noise_grows_where_it_does():
-    generator = torch.Generator().manual_seed(0)
-    power = torch.rand(N, generator=generator) * 4
-    chi = torch.randn(N, D, generator=generator).square().mean(1)
-    assert fit_noise(0.3 * chi, power, D, 1e-6) == Noise(float((0.3 * chi).double().mean()))
-    found = fit_noise((0.1 + 0.05 * power) * chi, power, D, 1e-6)
-    assert found.floor == pytest.approx(0.1, rel=0.1)
-    assert found.growth == pytest.approx(0.05, rel=0.1)
-    rows = torch.full((2, D), 2.0)
-    assert torch.allclose(found.rows(rows), torch.tensor(found.floor + 4 * found.growth))
 
 
 def test_a_level_has_terms_where_it_is_worth_more_for_them(linear):
