@@ -59,14 +59,16 @@ class Gates:
 
     def prior(self, parts: FloatArray, variance: torch.Tensor) -> Slab:
         """The prior of the c concepts in each of the rows of ``parts`` (n, p)."""
-        state = _states(parts, self.middles)
-        log_odds = np.empty((len(parts), len(self.parents)), np.float32)
+        columns = _columns(parts)
+        state = _states(columns, self.middles)
+        log_odds = np.empty((len(self.parents), len(parts)), np.float32)
         means = np.empty_like(log_odds)
         for j, parents in enumerate(self.parents):
-            cell = _cells(state, parents)
-            log_odds[:, j] = self.log_odds[j][cell]
-            means[:, j] = self.means[j][cell] + parts[:, parents] @ self.slopes[j]
-        return Slab(torch.from_numpy(log_odds), torch.from_numpy(means), variance)
+            cell = _cells(state[parents])
+            log_odds[j] = self.log_odds[j][cell]
+            means[j] = self.means[j][cell] + self.slopes[j] @ columns[parents]
+        by_row = [torch.from_numpy(_columns(field)) for field in (log_odds, means)]
+        return Slab(by_row[0], by_row[1], variance)
 
     def keep(self, kept: NDArray[np.int64]) -> Gates:
         """The gates of some concepts only."""
@@ -88,23 +90,23 @@ def fit_gates(
     -------
     The gates, and the (c,) variance of active codes given the parents.
     """
-    middles = _middles(parts)
-    state = _states(parts, middles)
+    columns, wholes = _columns(parts), _columns(codes)
+    middles = _middles(columns)
+    state = _states(columns, middles)
     tables, means, slopes, used = [], [], [], []
-    variance = np.empty(codes.shape[1], np.float32)
+    variance = np.empty(len(wholes), np.float32)
     for j, strongest in enumerate(parents):
         own = strongest[:_MOST_PARENTS]
-        active = codes[:, j] > 0
-        slope = _slopes(parts[active][:, own], codes[active, j])
-        strength = np.where(active, codes[:, j] - parts[:, own] @ slope, 0.0)
+        active = wholes[j] > 0
+        given = columns[own]
+        slope = _slopes(given[:, active].T, wholes[j, active])
+        strength = np.where(active, wholes[j] - slope @ given, 0.0)
         probability = np.array([(active.sum() + 0.5) / (len(codes) + 1.0)])
         mean = np.array([strength[active].mean() if active.any() else 1.0])
-        cell = np.zeros(len(codes), np.int64)
-        for depth, part in enumerate(own, start=1):
-            cell = 3 * cell + state[:, part]
-            rows = np.bincount(cell, minlength=3**depth)
-            on = np.bincount(cell, active, minlength=3**depth)
-            sums = np.bincount(cell, strength, minlength=3**depth)
+        cell = _cells(state[own])
+        finest = [np.bincount(cell, by, 3 ** len(own)) for by in (None, active, strength)]
+        for depth in range(1, len(own) + 1):
+            rows, on, sums = (table.reshape(3**depth, -1).sum(1) for table in finest)
             probability = (on + _BACKOFF * probability.repeat(3)) / (rows + _BACKOFF)
             mean = (sums + _BACKOFF * mean.repeat(3)) / (on + _BACKOFF)
         probability = probability.clip(_LEAST_PROBABILITY, 1.0 - _LEAST_PROBABILITY)
@@ -218,21 +220,27 @@ def _distinct(pointers: FloatArray, weight: NDArray[np.floating], most: int) -> 
     return np.asarray(rows, np.float32).reshape(-1, pointers.shape[1])
 
 
-def _middles(parts: FloatArray) -> FloatArray:
-    middles = np.zeros(parts.shape[1], np.float32)
-    for i, column in enumerate(parts.T):
+def _columns(rows: FloatArray) -> FloatArray:
+    """Columns (c, n) of rows (n, c), or the other way round, each in one piece."""
+    return np.ascontiguousarray(rows.T)
+
+
+def _middles(columns: FloatArray) -> FloatArray:
+    middles = np.zeros(len(columns), np.float32)
+    for i, column in enumerate(columns):
         present = column[column > 0]
         middles[i] = np.median(present) if len(present) else 0.0
     return middles
 
 
-def _states(parts: FloatArray, middles: FloatArray) -> NDArray[np.int64]:
-    """0 for an absent part, 1 for a weak and 2 for a strong one."""
-    return (parts > 0).astype(np.int64) + (parts > middles)
+def _states(columns: FloatArray, middles: FloatArray) -> NDArray[np.int64]:
+    """0 for an absent part, 1 for a weak and 2 for a strong one, from columns (p, n)."""
+    return (columns > 0).astype(np.int64) + (columns > middles[:, None])
 
 
-def _cells(state: NDArray[np.int64], parents: NDArray[np.int64]) -> NDArray[np.int64]:
-    cell = np.zeros(len(state), np.int64)
-    for part in parents:
-        cell = 3 * cell + state[:, part]
+def _cells(state: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Cell (n,) of a table by the states (k, n) of the parents, the first slowest."""
+    cell = np.zeros(state.shape[1], np.int64)
+    for own in state:
+        cell = 3 * cell + own
     return cell
