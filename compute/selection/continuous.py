@@ -31,6 +31,7 @@ _EDGE_ROWS = 20_000
 # Isotropic noise among activations, and noise that is quiet where they are.
 _SHRINKAGES = (0.3, 0.02)
 _EVIDENCE_ROUNDS = 3
+_LEAST_LENGTH = 1e-6
 _MOST_PURE = 1.5
 # How many compositions, as a multiple of the concepts asked for, and how near to one of them a
 # direction of the dictionary is left out.
@@ -408,7 +409,10 @@ class _Seen(NamedTuple):
         own, middle = level.directions, level.bias
         if level.terms is not None:
             solution = least_squares(torch.from_numpy(level.encode(x, below)), x)
-            own, middle = solution[:-1], solution[-1]
+            middle = solution[-1]
+            # A concept that is not active in these rows has no average.
+            seen = torch.linalg.vector_norm(solution[:-1], dim=1, keepdim=True) > _LEAST_LENGTH
+            own = torch.where(seen, solution[:-1], own)
         directions = whitening.directions(own)
         lengths = torch.linalg.vector_norm(directions, dim=1, keepdim=True).clamp(min=1e-12)
         bias = whitening.mean + whitening.directions(middle)
