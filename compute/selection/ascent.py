@@ -58,12 +58,7 @@ def ascend(
             curve[j] = 0.5 * precision - 0.5 / total[j]
             slope[j] = m[j] / total[j]
             base[j] = e[j] - m[j] * m[j] / (2 * total[j])
-            held[j] = np.float32(0.0)
-            left[j] = projected[i, j]
-        for j in range(c):
-            if own[j] > 0:
-                held[j] = _held(own[j], m[j], e[j], variance[j], own_noise)
-                _subtract(left, own[j], gram[j])
+        _account(own, projected[i], m, e, gram, variance, own_noise, left, held)
         # Where active codes have just moved together, what one of them gains by itself is rounding.
         together = False
         for _ in range(most_steps):
@@ -83,12 +78,7 @@ def ascend(
                     max((pull * variance[best] + m[best] * own_noise) / total[best], 0.0)
                 )
                 if own[best] > 0 and _together(own, left, m, gram, variance, own_noise):
-                    for j in range(c):
-                        left[j] = projected[i, j]
-                    for j in range(c):
-                        if own[j] > 0:
-                            held[j] = _held(own[j], m[j], e[j], variance[j], own_noise)
-                            _subtract(left, own[j], gram[j])
+                    _account(own, projected[i], m, e, gram, variance, own_noise, left, held)
                     together = True
                     continue
             together = False
@@ -135,6 +125,28 @@ def _forget_moves(
                 gains[j] = np.float32(0.0)
         most = max(most, gains[j])
     return most
+
+
+@njit(nogil=True, error_model="numpy")
+def _account(
+    z: Floats,
+    projected: Floats,
+    mean: Floats,
+    entry: Floats,
+    gram: Floats,
+    variance: Floats,
+    noise: float,
+    left: Floats,
+    held: Floats,
+) -> None:
+    """Fill in what the codes of a row leave of its products, and what they add by themselves."""
+    for j in range(len(z)):
+        left[j] = projected[j]
+        held[j] = np.float32(0.0)
+    for j in range(len(z)):
+        if z[j] > 0:
+            held[j] = _held(z[j], mean[j], entry[j], variance[j], noise)
+            _subtract(left, z[j], gram[j])
 
 
 @njit(nogil=True, error_model="numpy", fastmath={"contract"})

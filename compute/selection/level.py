@@ -181,7 +181,8 @@ class Level:
         c = z.shape[1]
         noise = self.noise.rows(x - self.bias)
         features = z if self.terms is None else torch.cat([z, self.terms.products(z)], 1)
-        solution = least_squares(features, x, weight=noise.mean() / noise)
+        weight = noise.mean() / noise if len(noise) > 1 else None
+        solution = least_squares(features, x, weight=weight)
         active = (z > 0).sum(0)
         norms = torch.linalg.vector_norm(solution[:c], dim=1)
         seen = (active >= LEAST_ACTIVE) & (norms > 1e-6)
@@ -249,7 +250,7 @@ def least_squares(
 ) -> Tensor:
     """The map (a + 1, b), constant last, of ``x`` (n, a) to ``y`` (n, b); ``ridge`` adds to x'x.
 
-    ``weight`` (n,) or (1,) is what every row counts.
+    ``weight`` (n,) is what every row counts, the same if left out.
     """
     design = torch.cat([x.double(), torch.ones(len(x), 1, dtype=torch.float64)], 1)
     weighted = design if weight is None else design * weight[:, None].double()

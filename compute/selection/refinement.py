@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from compute.selection.coding import Posterior, Slab
+from compute.selection.coding import Posterior, Projected, Slab
 from compute.selection.gates import FloatArray
 from compute.selection.level import LEAST_ACTIVE, Level, Likelihood, inactive
 
@@ -172,10 +172,7 @@ class _Bent(NamedTuple):
         for _ in range(_REFIT_ROUNDS):
             if not bent.fit_terms(x, codes, price.term):
                 return cls(-np.inf, level, codes)
-            codes = bent.fit_directions(x, codes)
-            bent.fit_prior(codes, below, same_parents=True)
-            codes, likely = bent.likelihood(x, below, codes)
-            worth = likely - price.of(bent)
+            codes, worth = _refit(bent, x, below, codes, price)
         return cls(worth, bent, codes)
 
 
@@ -185,9 +182,9 @@ def _bent(level: Level, x: Tensor, below: FloatArray | None, price: Price) -> _B
     Concepts are dropped from the level without terms, as these would soon stand in for any.
     """
     straight = replace(level)
-    z, likely = level.likelihood(x, below, torch.from_numpy(level.encode(x, below)))
+    z, worth = _weigh(level, x, below, torch.from_numpy(level.encode(x, below)), price)
     best = _Bent.of(straight, x, below, z, price)
-    if best.worth <= likely - price.of(level):
+    if best.worth <= worth:
         return None
     misses = 0
     while straight.n_concepts > _FEWEST and misses < _PATIENCE:
@@ -228,7 +225,7 @@ def refine(
         z = posterior.codes
         if number % 3 == 2 or number == last:
             bound = int(_ROOM * most) + 1 if number >= last else level.n_concepts
-            z = _Elimination(level, x, prior, posterior).run(price.concept, bound)
+            z = _Elimination(level, level.projected(x), prior, posterior).run(price.concept, bound)
         z = level.fit_directions(x, z)
         level.fit_reading(x, z)
         level.fit_prior(z, below if number > 0 else None)
@@ -260,8 +257,7 @@ def _simplify(
     at first, they may make up for when fitted without it. Then down to ``most``, whatever it
     costs. Returns the worth, and the codes.
     """
-    z, likely = level.likelihood(x, below, start)
-    total = likely - price.of(level)
+    z, total = _weigh(level, x, below, start, price)
     names = np.arange(level.n_concepts)
     losses = np.full(level.n_concepts, -np.inf)
     refused: set[int] = set()
@@ -269,8 +265,8 @@ def _simplify(
     while dropped and level.n_concepts > 1:
         dropped = False
         prior = level.prior(below)
-        posterior = level.projected(x, z).codes(prior, z)
-        elimination = _Elimination(level, x, prior, posterior, z)
+        projected = level.projected(x, z)
+        elimination = _Elimination(level, projected, prior, projected.codes(prior, z))
         crowded = level.n_concepts > most
         tried = [j for j, name in enumerate(names) if crowded or name not in refused]
         best: tuple[float, Level, Tensor, NDArray[np.int64]] | None = None
@@ -283,10 +279,7 @@ def _simplify(
             for _ in range(_REFIT_ROUNDS):
                 if trial.terms is not None:
                     trial.fit_terms(x, codes, price.term)
-                codes = trial.fit_directions(x, codes)
-                trial.fit_prior(codes, below, same_parents=True)
-                codes, likely = trial.likelihood(x, below, codes)
-                value = likely - price.of(trial)
+                codes, value = _refit(trial, x, below, codes, price)
             if best is None or value > best[0]:
                 best = value, trial, codes, left
             if value > total:
@@ -299,20 +292,36 @@ def _simplify(
             dropped = True
     if below is not None:
         level.fit_prior(z, below)
-        z, likely = level.likelihood(x, below, z)
-        total = likely - price.of(level)
+        z, total = _weigh(level, x, below, z, price)
     level.fit_reading(x, z)
     return total, z
+
+
+def _refit(
+    level: Level, x: Tensor, below: FloatArray | None, codes: Tensor, price: Price
+) -> tuple[Tensor, float]:
+    """Fit all but parents and terms to codes (n, c) in place; the codes after, and the worth."""
+    codes = level.fit_directions(x, codes)
+    level.fit_prior(codes, below, same_parents=True)
+    return _weigh(level, x, below, codes, price)
+
+
+def _weigh(
+    level: Level, x: Tensor, below: FloatArray | None, start: Tensor, price: Price
+) -> tuple[Tensor, float]:
+    """Codes of rows (n, d) from a start (n, c), and what the level is worth with them."""
+    codes, likely = level.likelihood(x, below, start)
+    return codes, likely - price.of(level)
 
 
 class _Elimination:
     """Concepts of a level leave one by one; directions, noise and prior stay as they are."""
 
     def __init__(
-        self, level: Level, x: Tensor, prior: Slab, posterior: Posterior, near: Tensor | None = None
+        self, level: Level, projected: Projected, prior: Slab, posterior: Posterior
     ) -> None:
         self.level = level
-        self.projected = level.projected(x, near)
+        self.projected = projected
         self.z, self.score = posterior.codes.clone(), posterior.score.clone()
         self.prior = prior._replace(log_odds=prior.log_odds.clone())
         # The prior of a concept that is gone need not say where it is inactive.
@@ -398,6 +407,5 @@ class _Elimination:
     def _without(self, j: int, rows: Tensor) -> Posterior:
         start = self.z[rows].clone()
         start[:, j] = 0.0
-        prior = self.prior.rows(rows).without(j)
         prior = self.prior.rows(rows).without(j)
         return self.projected.some(rows).codes(prior, start, _TRIAL_STEPS)
