@@ -7,15 +7,18 @@ differ from row to row, which is how one level informs the next.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from compute.selection.ascent import ascend
+from compute.selection.bilinear import ascend_with_terms, terms_of
+from compute.selection.interactions import Interactions
 
 # A row is settled when no change of one code raises its log posterior by more than this.
 _TOLERANCE = 1e-2
@@ -58,16 +61,22 @@ class Projected(NamedTuple):
     """Rows by their products with the directions, which is all that a search of codes needs.
 
     ``projected`` is (n, c), ``gram`` (c, c); ``noise`` (n,) or (1,) is its variance per coordinate.
+    Where there are ``terms`` in products of codes, their directions follow those of the concepts.
     """
 
     projected: Tensor
     gram: Tensor
     noise: Tensor
+    terms: Interactions | None = None
 
     @classmethod
-    def of(cls, x: Tensor, directions: Tensor, noise: Tensor) -> Projected:
+    def of(
+        cls, x: Tensor, directions: Tensor, noise: Tensor, terms: Interactions | None = None
+    ) -> Projected:
         """Of rows ``x`` (n, d), centred on the bias, and unit ``directions`` (c, d)."""
-        return cls(x @ directions.T, directions @ directions.T, noise)
+        if terms is not None:
+            directions = torch.cat([directions, terms.directions])
+        return cls(x @ directions.T, directions @ directions.T, noise, terms)
 
     def some(self, index: Tensor) -> Projected:
         """Some of the rows."""
@@ -91,21 +100,27 @@ class Projected(NamedTuple):
         start : (n, c) codes to start from; none active if left out
         most_steps : changes per row after which to stop; left out, when no change helps any more
         """
-        n, c = self.projected.shape
+        n, c = len(self.projected), len(prior.variance)
         z = torch.zeros(n, c) if start is None else start.clone().contiguous()
         score = torch.zeros(n, dtype=torch.float64)
         entry = prior.log_odds - 0.5 * torch.log1p(prior.variance / self.noise[:, None])
-        gram, variance = self.gram.numpy(), prior.variance.numpy()
+        variance = prior.variance.numpy()
         steps = 8 * c + 32 if most_steps is None else most_steps
+        rise: Callable[..., None] = ascend
+        fixed: tuple[Any, ...] = (self.gram.numpy(),)
+        if self.terms is not None:
+            rise = ascend_with_terms
+            pairs = terms_of(self.terms.first.numpy(), self.terms.second.numpy(), c)
+            fixed = (self.gram.double().numpy(), pairs)
 
         def search(rows: slice) -> None:
             mean, paid, noise = (
                 field[rows] if len(field) == n else field
                 for field in (prior.mean.view(-1, c), entry, self.noise)
             )
-            ascend(
+            rise(
                 self.projected[rows].contiguous().numpy(),
-                gram,
+                *fixed,
                 noise.contiguous().numpy(),
                 variance,
                 mean.contiguous().numpy(),

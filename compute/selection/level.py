@@ -34,8 +34,6 @@ _READ = 0.5
 # Concepts active in fewer rows of the sample than this keep their directions.
 LEAST_ACTIVE = 5
 _BLOCK_ROWS = 8192
-# How often codes are searched anew with terms as the codes before had them.
-_TERM_ROUNDS = 3
 
 
 class Likelihood(NamedTuple):
@@ -104,54 +102,20 @@ class Level:
             found.append(self.infer(x[rows], prior).codes.numpy())
         return np.concatenate(found)
 
-    def projected(self, x: Tensor, z: Tensor | None = None) -> Projected:
-        """Rows (n, d) as the search of their codes takes them, which are near to (n, c) ``z``."""
+    def projected(self, x: Tensor) -> Projected:
+        """Rows (n, d) as the search of their codes takes them."""
         centred = x - self.bias
-        noise = self.noise.rows(centred)
-        if self.terms is not None and z is not None:
-            centred = centred - self.terms(z)
-        return Projected.of(centred, self.directions, noise)
-
-    def search(self, x: Tensor, prior: Slab, start: Tensor | None) -> Posterior:
-        """The most probable codes of rows (n, d) near to ``start`` (n, c), or to none.
-
-        Where there are terms in products of codes, the search takes them to be what they were at
-        the start, and what it finds is the next start of those rows that it made more probable.
-        """
-        projected = self.projected(x)
-        found = projected.codes(prior, start)
-        if self.terms is None:
-            return found
-        if start is not None:
-            first = projected.codes(prior, start, most_steps=0)
-            found = better(self._with_terms(x, first), self._with_terms(x, found))
-        else:
-            found = self._with_terms(x, found)
-        for _ in range(_TERM_ROUNDS):
-            new = self.projected(x, found.codes).codes(prior, found.codes)
-            found = better(found, self._with_terms(x, new, found.codes))
-        return found
-
-    def _with_terms(self, x: Tensor, found: Posterior, near: Tensor | None = None) -> Posterior:
-        """Score codes that were found as if terms were those of codes (n, c), or none."""
-        assert self.terms is not None
-        centred = x - self.bias
-        noise = self.noise.rows(centred)
-        shown = centred if near is None else centred - self.terms(near)
-        own = found.codes @ self.directions
-        left = shown - own
-        exact = centred - own - self.terms(found.codes)
-        more = left.square() - exact.square() + centred.square() - shown.square()
-        return Posterior(found.codes, found.score + more.sum(1) / (2 * noise))
+        return Projected.of(centred, self.directions, self.noise.rows(centred), self.terms)
 
     def infer(self, x: Tensor, prior: Slab, start: Tensor | None = None) -> Posterior:
         """The better codes of rows (n, d) found from ``start``, (n, c) or none, and a reading."""
-        found = self.search(x, prior, start)
+        projected = self.projected(x)
+        found = projected.codes(prior, start)
         if self.reading is None:
             return found
         read = x @ self.reading[:-1] + self.reading[-1]
         read = torch.where(read > _READ * self.slab.mean, read, 0.0)
-        return better(found, self.search(x, prior, read))
+        return better(found, projected.codes(prior, read))
 
     def keep(self, kept: NDArray[np.int64]) -> None:
         """Keep some concepts only."""
@@ -168,7 +132,7 @@ class Level:
     def likelihood(self, x: Tensor, below: FloatArray | None, start: Tensor) -> Likelihood:
         """Codes of rows (n, d) from a start (n, c), and the log probability of both together."""
         prior = self.prior(below)
-        codes, score = self.search(x, prior, start)
+        codes, score = self.projected(x).codes(prior, start)
         total = float(score.double().sum()) - float(inactive(prior, codes).sum())
         centred = x - self.bias
         noise = self.noise.rows(centred).double()

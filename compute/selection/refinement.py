@@ -265,7 +265,7 @@ def _simplify(
     while dropped and level.n_concepts > 1:
         dropped = False
         prior = level.prior(below)
-        projected = level.projected(x, z)
+        projected = level.projected(x)
         elimination = _Elimination(level, projected, prior, projected.codes(prior, z))
         crowded = level.n_concepts > most
         tried = [j for j, name in enumerate(names) if crowded or name not in refused]
