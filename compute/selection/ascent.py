@@ -11,6 +11,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
+Reals = NDArray[np.floating]
 
 # What makes the search for the best change a loop over vectors. Nothing in it is NaN; concepts that
 # may not be active have an infinite entry, so infinities are left as they are.
@@ -82,7 +83,7 @@ def ascend(
                     together = True
                     continue
             together = False
-            _subtract(left, new - own[best], gram[best])
+            subtract(left, new - own[best], gram[best])
             own[best] = new
             held[best] = np.float32(0.0)
             if new > 0:
@@ -146,11 +147,12 @@ def _account(
     for j in range(len(z)):
         if z[j] > 0:
             held[j] = _held(z[j], mean[j], entry[j], variance[j], noise)
-            _subtract(left, z[j], gram[j])
+            subtract(left, z[j], gram[j])
 
 
 @njit(nogil=True, error_model="numpy", fastmath={"contract"})
-def _subtract(left: Floats, value: np.float32, row: Floats) -> None:
+def subtract(left: Reals, value: float, row: Reals) -> None:
+    """Take a multiple of a row of products from what is left of them."""
     for j in range(len(left)):
         left[j] -= value * row[j]
 

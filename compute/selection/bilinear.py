@@ -14,7 +14,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
+from compute.selection.ascent import Floats, subtract
+
 Doubles = NDArray[np.float64]
 Indices = NDArray[np.int64]
 
@@ -23,12 +24,18 @@ _NEWTON = 6
 
 
 class Terms(NamedTuple):
-    """Pairs of concepts with a term (t,); ``own[begins[j] : begins[j + 1]]`` are those of one."""
+    """Pairs of concepts with a term (t,).
+
+    ``own[begins[j] : begins[j + 1]]`` are the terms of concept j with others, which are named by
+    ``other``; ``square`` (c,) is the term of a concept with itself, or -1.
+    """
 
     first: Indices
     second: Indices
     begins: Indices
     own: Indices
+    other: Indices
+    square: Indices
 
 
 class Row(NamedTuple):
@@ -50,13 +57,16 @@ class Row(NamedTuple):
 
 
 def terms_of(first: Indices, second: Indices, c: int) -> Terms:
-    """Pairs (t,) of ``c`` concepts, sorted by concept; one with itself is there once."""
-    pair = np.arange(len(first))
-    apart = first != second
-    concept = np.concatenate([first, second[apart]])
+    """Pairs (t,) of ``c`` concepts, by concept."""
+    apart = np.flatnonzero(first != second)
+    alone = np.flatnonzero(first == second)
+    concept = np.concatenate([first[apart], second[apart]])
+    other = np.concatenate([second[apart], first[apart]])
     order = np.argsort(concept, kind="stable")
     begins = np.searchsorted(concept[order], np.arange(c + 1))
-    return Terms(first, second, begins, np.concatenate([pair, pair[apart]])[order])
+    square = np.full(c, -1)
+    square[first[alone]] = alone
+    return Terms(first, second, begins, np.tile(apart, 2)[order], other[order], square)
 
 
 @njit(nogil=True, error_model="numpy")
@@ -133,7 +143,7 @@ def _account(z: Doubles, row: Row, gram: Doubles, terms: Terms, variance: Floats
         row.features[f] = z[f] if f < c else z[terms.first[f - c]] * z[terms.second[f - c]]
     for f in range(size):
         if row.features[f] > 0:
-            _subtract(row.left, row.features[f], gram[f])
+            subtract(row.left, row.features[f], gram[f])
     score = 0.0
     for f in range(size):
         score += row.features[f] * (row.shown[f] + row.left[f]) / (2 * row.noise)
@@ -141,12 +151,6 @@ def _account(z: Doubles, row: Row, gram: Doubles, terms: Terms, variance: Floats
         if z[j] > 0:
             score += _own(z[j], row.mean[j], row.entry[j], variance[j])
     return score
-
-
-@njit(nogil=True, error_model="numpy", fastmath={"contract"})
-def _subtract(left: Doubles, value: float, row: Doubles) -> None:
-    for j in range(len(left)):
-        left[j] -= value * row[j]
 
 
 @njit(nogil=True, error_model="numpy")
@@ -161,22 +165,11 @@ def _along(j: int, z: Doubles, row: Row, terms: Terms) -> int:
     row.at[0], row.weight[0] = j, 1.0
     size = 1
     for a in range(terms.begins[j], terms.begins[j + 1]):
-        t = terms.own[a]
-        other = terms.second[t] if terms.first[t] == j else terms.first[t]
-        if other != j and z[other] > 0:
-            row.at[size], row.weight[size] = len(z) + t, z[other]
+        beside = z[terms.other[a]]
+        if beside > 0:
+            row.at[size], row.weight[size] = len(z) + terms.own[a], beside
             size += 1
     return size
-
-
-@njit(nogil=True, error_model="numpy")
-def _square(j: int, c: int, terms: Terms) -> int:
-    """The feature that is the square of a code, or -1."""
-    for a in range(terms.begins[j], terms.begins[j + 1]):
-        t = terms.own[a]
-        if terms.first[t] == terms.second[t]:
-            return int(c + t)
-    return -1
 
 
 @njit(nogil=True, error_model="numpy")
@@ -187,21 +180,22 @@ def _change(
     size = _along(j, z, row, terms)
     value, noise = z[j], row.noise
     mean, entry, spread = row.mean[j], row.entry[j], variance[j]
-    # Of the polynomial (a v + b v² - q v² / 2 - d v³ - u v⁴ / 2) / noise in the value.
+    # Coefficients of the quartic in the value, over the noise, that the row's fit gains by it.
     a = q = b = d = u = 0.0
     for f in range(size):
         a += row.weight[f] * row.left[row.at[f]]
         for g in range(size):
             q += row.weight[f] * row.weight[g] * gram[row.at[f], row.at[g]]
-    square = _square(j, len(z), terms)
-    if square >= 0:
+    bends = terms.square[j] >= 0
+    if bends:
+        square = len(z) + terms.square[j]
         for f in range(size):
             d += row.weight[f] * gram[row.at[f], square]
         u = gram[square, square]
         b = row.left[square] + value * d + value * value * u
     a += value * q + value * value * d
     new = (a / noise + mean / spread) / (q / noise + 1 / spread)
-    if square >= 0:
+    if bends:
         for _ in range(_NEWTON):
             slope = (a + new * (2 * b - q - new * (3 * d + 2 * new * u))) / noise
             slope -= (new - mean) / spread
@@ -211,13 +205,19 @@ def _change(
             new -= slope / curve
     old = 0.0
     if value > 0:
-        old = value * (a + value * (b - q / 2 - value * (d + value * u / 2))) / noise
+        old = _quartic(value, a, b, q, d, u) / noise
         old += _own(value, mean, entry, spread)
     on = -np.inf
     if new > 0:
-        on = new * (a + new * (b - q / 2 - new * (d + new * u / 2))) / noise
+        on = _quartic(new, a, b, q, d, u) / noise
         on += _own(new, mean, entry, spread)
     return (new, on - old) if on > 0 else (0.0, -old)
+
+
+@njit(nogil=True, error_model="numpy")
+def _quartic(v: float, a: float, b: float, q: float, d: float, u: float) -> float:
+    """``a v + b v² - q v² / 2 - d v³ - u v⁴ / 2``."""
+    return v * (a + v * (b - q / 2 - v * (d + v * u / 2)))
 
 
 @njit(nogil=True, error_model="numpy")
@@ -230,9 +230,8 @@ def _together(z: Doubles, row: Row, gram: Doubles, terms: Terms, variance: Float
         j = active[i]
         for f in range(_along(j, z, row, terms)):
             slopes[i, row.at[f]] = row.weight[f]
-        square = _square(j, len(z), terms)
-        if square >= 0:
-            slopes[i, square] = 2 * z[j]
+        if terms.square[j] >= 0:
+            slopes[i, len(z) + terms.square[j]] = 2 * z[j]
     matrix = slopes @ gram @ slopes.T / row.noise
     step = slopes @ row.left / row.noise
     for i in range(n):

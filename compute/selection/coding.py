@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from compute.selection.ascent import ascend
-from compute.selection.bilinear import ascend_with_terms, terms_of
+from compute.selection.bilinear import Terms, ascend_with_terms, terms_of
 from compute.selection.interactions import Interactions
 
 # A row is settled when no change of one code raises its log posterior by more than this.
@@ -67,16 +67,18 @@ class Projected(NamedTuple):
     projected: Tensor
     gram: Tensor
     noise: Tensor
-    terms: Interactions | None = None
+    terms: Terms | None = None
 
     @classmethod
     def of(
         cls, x: Tensor, directions: Tensor, noise: Tensor, terms: Interactions | None = None
     ) -> Projected:
         """Of rows ``x`` (n, d), centred on the bias, and unit ``directions`` (c, d)."""
-        if terms is not None:
-            directions = torch.cat([directions, terms.directions])
-        return cls(x @ directions.T, directions @ directions.T, noise, terms)
+        if terms is None:
+            return cls(x @ directions.T, directions @ directions.T, noise)
+        pairs = terms_of(terms.first.numpy(), terms.second.numpy(), len(directions))
+        both = torch.cat([directions, terms.directions])
+        return cls(x @ both.T, (both @ both.T).double(), noise, pairs)
 
     def some(self, index: Tensor) -> Projected:
         """Some of the rows."""
@@ -110,8 +112,7 @@ class Projected(NamedTuple):
         fixed: tuple[Any, ...] = (self.gram.numpy(),)
         if self.terms is not None:
             rise = ascend_with_terms
-            pairs = terms_of(self.terms.first.numpy(), self.terms.second.numpy(), c)
-            fixed = (self.gram.double().numpy(), pairs)
+            fixed = (*fixed, self.terms)
 
         def search(rows: slice) -> None:
             mean, paid, noise = (

@@ -132,11 +132,11 @@ class Level:
     def likelihood(self, x: Tensor, below: FloatArray | None, start: Tensor) -> Likelihood:
         """Codes of rows (n, d) from a start (n, c), and the log probability of both together."""
         prior = self.prior(below)
-        codes, score = self.projected(x).codes(prior, start)
+        projected = self.projected(x)
+        codes, score = projected.codes(prior, start)
         total = float(score.double().sum()) - float(inactive(prior, codes).sum())
-        centred = x - self.bias
-        noise = self.noise.rows(centred).double()
-        total -= float((centred.double().square().sum(1) / (2 * noise)).sum())
+        noise = projected.noise.double()
+        total -= float(((x - self.bias).double().square().sum(1) / (2 * noise)).sum())
         total -= 0.5 * x.numel() * float((2 * np.pi * noise).log().mean())
         return Likelihood(codes, total)
 
