@@ -224,16 +224,20 @@ def _quartic(v: float, a: float, b: float, q: float, d: float, u: float) -> floa
 def _together(z: Doubles, row: Row, gram: Doubles, terms: Terms, variance: Floats) -> bool:
     """Move all active codes of a row by a Gauss-Newton step; false if not all stay positive."""
     active = np.flatnonzero(z > 0)
-    n, size = len(active), len(gram)
-    slopes = np.zeros((n, size))
+    n = len(active)
+    # Of hundreds of features a row has few, and only these change.
+    own = np.flatnonzero(row.features > 0)
+    place = np.empty(len(gram), np.int64)
+    place[own] = np.arange(len(own))
+    slopes = np.zeros((n, len(own)))
     for i in range(n):
         j = active[i]
         for f in range(_along(j, z, row, terms)):
-            slopes[i, row.at[f]] = row.weight[f]
+            slopes[i, place[row.at[f]]] = row.weight[f]
         if terms.square[j] >= 0:
-            slopes[i, len(z) + terms.square[j]] = 2 * z[j]
-    matrix = slopes @ gram @ slopes.T / row.noise
-    step = slopes @ row.left / row.noise
+            slopes[i, place[len(z) + terms.square[j]]] = 2 * z[j]
+    matrix = slopes @ gram[own][:, own] @ slopes.T / row.noise
+    step = slopes @ row.left[own] / row.noise
     for i in range(n):
         j = active[i]
         matrix[i, i] += 1 / variance[j]
