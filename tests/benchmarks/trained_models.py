@@ -14,6 +14,9 @@ matched to it, one to one. All methods get the same rows, the same number of con
 number of active ones; they and their settings are those of ``identifiability.py``. Fitted on one
 half of the samples, scored on the other. Rows of ``results/trained_models.csv`` that are there are
 not computed again.
+
+``linear probe`` is no rival but a bound: least squares on the true variables themselves, which is
+the most that any linear reading of the activations can be correlated with them.
 """
 
 from __future__ import annotations
@@ -33,10 +36,12 @@ from identifiability import RESULTS, Problem, Scale
 from scipy.optimize import linear_sum_assignment
 
 from compute.models.training_settings import GrammarSettings
+from compute.selection.level import least_squares
 from compute.worlds.grammar_model import grammar_activations, grammar_world, train_grammar_model
 from storage.locations import Location
 
 FIELDS = ("model", "method", "seed", "level_1", "level_2", "level_3", "cpu_seconds")
+PROBE = "linear probe"
 METHODS = (
     "hierarchical",
     "uncoupled",
@@ -45,6 +50,7 @@ METHODS = (
     "saelens topk",
     "random decoder",
     "ica",
+    PROBE,
 )
 # Texts of a grammar, and captions of sprites.
 TEXTS, CAPTIONS = 1000, 1000
@@ -113,22 +119,33 @@ def mean_strength(strength: np.ndarray, truth: np.ndarray) -> float:
     return float(strength.sum() / max(1, int((truth.std(0) > 0).sum())))
 
 
+def probed(x: np.ndarray, truth: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Readings (r, v) of rows (r, d) by least squares on samples (m, d) and their truth (m, v)."""
+    solution = least_squares(torch.from_numpy(x), torch.from_numpy(truth)).numpy()
+    return rows @ solution[:-1] + solution[-1]
+
+
 def run(recorded: Recorded, method: str, seed: int, options: dict, scale: Scale) -> dict:
     n, m = len(recorded.activations[0]), len(recorded.truth[0])
     size = n // m
     cut = m // 2
     started = time.process_time()
-    problem = Problem(
-        [x[: cut * size] for x in recorded.activations],
-        options["n_concepts"],
-        options["k"],
-        seed,
-        scale,
-        held_out=[x[cut * size :] for x in recorded.activations],
+    shown, held_out = (
+        [x[part] for x in recorded.activations]
+        for part in (slice(cut * size), slice(cut * size, None))
     )
-    answer = identifiability.METHODS[method](problem)
+    if method == PROBE:
+        read = [
+            probed(x.reshape(cut, size, -1).mean(1), truth[:cut], rows)
+            for x, truth, rows in zip(shown, recorded.truth, held_out)
+        ]
+    else:
+        problem = Problem(
+            shown, options["n_concepts"], options["k"], seed, scale, held_out=held_out
+        )
+        read = identifiability.METHODS[method](problem).held_out
     scores = {}
-    for number, (codes, truth) in enumerate(zip(answer.held_out, recorded.truth), start=1):
+    for number, (codes, truth) in enumerate(zip(read, recorded.truth), start=1):
         pooled = codes.reshape(m - cut, size, -1).mean(1)
         scores[f"level_{number}"] = matched(pooled, truth[cut:])
     return {"method": method, "seed": seed, **scores, "cpu_seconds": time.process_time() - started}
