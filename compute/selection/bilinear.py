@@ -227,7 +227,7 @@ def _together(z: Doubles, row: Row, gram: Doubles, terms: Terms, variance: Float
     n = len(active)
     # Of hundreds of features a row has few, and only these change.
     own = np.flatnonzero(row.features > 0)
-    place = np.empty(len(gram), np.int64)
+    place = np.zeros(len(gram), np.int64)
     place[own] = np.arange(len(own))
     slopes = np.zeros((n, len(own)))
     for i in range(n):
