@@ -37,6 +37,8 @@ def work(rank: int, folder: str) -> None:
     for batch in shares(rank, 2):
         trainer.step(batch)
     Path(folder, str(rank)).write_bytes(trainer.checkpoint())
+    # Neither may take the connection down under the other.
+    dist.barrier()
     dist.destroy_process_group()
 
 
