@@ -5,6 +5,7 @@ Without ``RAY_ADDRESS`` a cluster is started on this machine, and ends with this
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
@@ -16,6 +17,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
+from compute.leftovers import clear_leftovers, end_processes, owned_folder
+from compute.local_ray import environment_of_ray, patience
 from compute.settings import ResourceSettings
 
 __all__ = [
@@ -50,6 +53,9 @@ def silent(done: int, total: int, /) -> None:
 _connected_here = False
 _HANDLER = "strata"
 _MAX_LOSSES = 3
+_STARTS = 3
+# In the folder of this process; Ray lets everybody in, the folder above nobody.
+_SESSIONS = "ray"
 # Between looks at whether the cluster is still there, while nothing ends.
 _CHECK_SECONDS = 20.0
 _listeners: list[Callable[[str], None]] = []
@@ -60,25 +66,33 @@ _LATE_LINES_SECONDS = 0.5
 def connect() -> None:
     """Connect to Ray, unless this process is connected already.
 
-    A cluster started here listens on the loopback address as far as Ray lets it; its dashboard is
-    off, and so is its telemetry. It serves until :func:`disconnect`, or the end of this process.
+    A cluster started here is its user's alone: it listens on the loopback address, wants a token
+    that stands in no file, and keeps its session in a private folder; its dashboard is off, and so
+    is its telemetry. It serves until :func:`disconnect`, or the end of this process. What processes
+    that were killed have left of theirs is ended and removed first.
+
+    Raises
+    ------
+    RuntimeError
+        If Ray does not come up in ``STRATA_START_SECONDS``, or ended three times while it started.
+    ValueError
+        If ``STRATA_START_SECONDS`` holds no positive number.
     """
     global _connected_here  # noqa: PLW0603
+    address = os.environ.get("RAY_ADDRESS")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if not address:
+        os.environ.update(environment_of_ray())
     import ray
 
     if ray.is_initialized():
         return
-    address = os.environ.get("RAY_ADDRESS")
-    local: dict[str, Any] = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     ended = signal.getsignal(signal.SIGTERM)
-    ray.init(
-        # Not None, with which Ray would join whatever cluster was last begun on this machine.
-        address=address or "local",
-        logging_level=logging.ERROR,
-        log_to_driver=bool(_listeners),
-        **({} if address else local),
-    )
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": bool(_listeners)}
+    if address:
+        ray.init(address=address, **quiet)
+    else:
+        _start_local(quiet)
     _connected_here = True
     if ended is not None and threading.current_thread() is threading.main_thread():
         # Ray puts a handler of its own, with which a run that is cancelled looks like a crash.
@@ -89,6 +103,40 @@ def connect() -> None:
 
         dispatcher.remove_handler("ray_print_logs")
         dispatcher.add_handler(_HANDLER, _tell)
+
+
+def _start_local(options: Mapping[str, Any]) -> None:
+    import ray
+
+    clear_leftovers()
+    folder = owned_folder()
+    # Before the folder goes, and only once in a process.
+    atexit.unregister(disconnect)
+    atexit.register(disconnect)
+    for tries in range(1, _STARTS + 1):
+        try:
+            with patience(folder):
+                ray.init(
+                    # Not None, with which Ray would join whatever cluster was last begun here.
+                    address="local",
+                    include_dashboard=False,
+                    _node_ip_address="127.0.0.1",
+                    _temp_dir=str(folder / _SESSIONS),
+                    **options,
+                )
+            return
+        except (ValueError, OSError):
+            raise
+        except Exception as error:
+            ray.shutdown()
+            end_processes(folder)
+            if tries == _STARTS:
+                raise RuntimeError(
+                    f"Ray did not start on this machine, in {tries} tries: {error} Its processes "
+                    "have ended; if the machine is busy, try again when it is less so, or allow "
+                    "more time by STRATA_START_SECONDS."
+                ) from error
+            logging.getLogger(__name__).warning("Ray did not start: %s It is started again.", error)
 
 
 def disconnect() -> None:

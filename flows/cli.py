@@ -11,10 +11,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from compute.leftovers import clear_leftovers
 from flows.artifacts_command import artifacts
 from flows.doctor_command import doctor
 from flows.options import StoreOption
 from flows.recipe import BadInput, Recipe, load_recipe, recipe_names
+from flows.services import default_home, known_login
 from flows.stack_command import register as register_stack
 from flows.steer_command import steer
 from flows.trainings import TRAININGS, load_training
@@ -55,9 +57,20 @@ SetOption = Annotated[
 def main() -> None:
     """Run the command line; bad input ends with one sentence and exit code 2."""
     try:
+        _begin()
         app()
     except (BadInput, PermissionError) as error:
         _refuse(error)
+
+
+def _begin() -> None:
+    """Clear what killed commands left, and find the password of a server of this user's own."""
+    clear_leftovers()
+    api = os.environ.get("PREFECT_API_URL")
+    if api and not {"PREFECT_API_AUTH_STRING", "PREFECT_API_KEY"} & os.environ.keys():
+        login = known_login(api, default_home())
+        if login is not None:
+            os.environ["PREFECT_API_AUTH_STRING"] = login
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """`ray start` for a service that runs for months: ``python -m flows.ray_head start --head …``.
 
+For its user alone: on the loopback address, with its session in a private folder that goes with it.
 Without Ray's client server: nothing here speaks to it, it cannot be left out by an option, and on a
 busy machine it gives up after half a minute and takes the whole of Ray with it. And with an end to
 the logs of workers: Ray keeps four files of every process that ever worked, for as long as it runs.
@@ -7,13 +8,18 @@ the logs of workers: Ray keeps four files of every process that ever worked, for
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import psutil
+
+from compute.leftovers import owned_folder
+from compute.local_ray import environment_of_ray, patience
 
 __all__ = ["clear_logs"]
 
@@ -39,22 +45,23 @@ def clear_logs(folder: Path, kept: int = _KEPT) -> None:
 
 def main() -> None:
     """Run Ray's command line as on a machine that has no Ray client."""
+    os.environ.update(environment_of_ray())
     from ray.scripts import scripts
 
-    threading.Thread(target=_keep_clear, daemon=True).start()
+    folder = owned_folder()
+    sessions = folder / "ray"
+    threading.Thread(target=_keep_clear, args=[sessions], daemon=True).start()
     commands: Any = scripts
     commands.get_ray_client_dependency_error = lambda: ImportError("left out")
-    commands.main()
+    sys.argv += ["--temp-dir", str(sessions)]
+    with patience(folder):
+        commands.main()
 
 
-def _keep_clear() -> None:
-    from ray._common.utils import get_default_system_temp_dir
-
-    temporary = Path(get_default_system_temp_dir())  # type: ignore[no-untyped-call]
-    logs = temporary / "ray" / "session_latest" / "logs"
+def _keep_clear(sessions: Path) -> None:
     while True:
         time.sleep(_EVERY_SECONDS)
-        clear_logs(logs)
+        clear_logs(sessions / "session_latest" / "logs")
 
 
 def _changed(path: Path) -> float:

@@ -4,28 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from flows.recipe import BadInput, Recipe
+from flows.services import (
+    HOST,
+    Running,
+    allowed_seconds,
+    default_home,
+    known_login,
+    listen,
+    login_of,
+    login_path,
+    start_prefect,
+    use_api,
+    wait_until_healthy,
+    write_notes,
+)
 
-__all__ = [
-    "HOST",
-    "healthy",
-    "local_server",
-    "nightly_schedule",
-    "serve_nightly",
-    "wait_until_healthy",
-]
+__all__ = ["nightly_schedule", "serve_nightly"]
 
-HOST = "127.0.0.1"
 _PORT = 4200
-_START_SECONDS = 120
 
 
 def nightly_schedule(cron: str, timezone: str) -> Any:
@@ -60,10 +62,9 @@ def serve_nightly(
     from prefect.types.entrypoint import EntrypointType
 
     schedule = nightly_schedule(cron, timezone)
-    with local_server() as url:
+    with _server(announce):
         from flows.build import build
 
-        announce(f"Prefect UI: {url.removesuffix('/api')}")
         announce(f"deployment: build/{recipe.name}, scheduled {cron!r} ({timezone})")
         build.serve(
             name=recipe.name,
@@ -80,64 +81,48 @@ def serve_nightly(
 
 
 @contextlib.contextmanager
-def local_server() -> Iterator[str]:
-    """The API's URL: of the configured Prefect server, or of one started here for the block.
+def _server(announce: Callable[[str], None]) -> Iterator[None]:
+    """The configured Prefect server, that of `strata up`, or one started here for the block.
 
-    The server started here listens on the loopback address only.
+    One that just happens to answer is not used: whoever started it would run flows as this user.
     """
-    configured = os.environ.get("PREFECT_API_URL")
-    if configured:
-        yield configured
-        return
+    home = default_home()
     url = f"http://{HOST}:{_PORT}/api"
-    # Before anything of Prefect is imported, so that this process talks to that server.
-    os.environ["PREFECT_API_URL"] = url
-    if healthy(url):
-        yield url
+    configured = os.environ.get("PREFECT_API_URL")
+    login = None if configured else known_login(url, home)
+    if configured or login is not None:
+        use_api(configured or url, login)
+        announce(f"Prefect UI: {(configured or url).removesuffix('/api')}")
+        yield
         return
-    with socket.socket() as probe:
-        if probe.connect_ex((HOST, _PORT)) == 0:
-            raise BadInput(
-                f"port {_PORT} is taken by something that is no Prefect server: free it, or set "
-                "PREFECT_API_URL."
-            )
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST]
-    server = subprocess.Popen(  # noqa: S603
-        [*command, "--port", str(_PORT)],
+    deadline = time.monotonic() + allowed_seconds()
+    login = login_of(home)
+    try:
+        listener = listen(_PORT)
+    except BadInput as error:
+        raise BadInput(f"{error} Free it, or set PREFECT_API_URL to a server of yours.") from error
+    server = start_prefect(
+        listener,
+        login,
+        os.environ | {"PREFECT_UI_API_URL": url},
+        ["--with-starter"],
+        stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
+    use_api(url, login)
+    notes = home / "serve.json"
     try:
-        deadline = time.monotonic() + _START_SECONDS
-        wait_until_healthy(
-            url, server, deadline, "the Prefect server did not start: try `prefect server start`."
+        write_notes(notes, [Running.begun("server", server, url.removesuffix("/api"))])
+        complaint = (
+            "the Prefect server did not start: try `prefect server start`; on a busy machine, "
+            "allow more time by STRATA_START_SECONDS."
         )
-        yield url
+        wait_until_healthy(url, server, deadline, complaint)
+        announce(f"Prefect UI: {url.removesuffix('/api')}")
+        announce(f"its password: cat {login_path(home)}")
+        yield
     finally:
         server.terminate()
         server.wait(timeout=30)
-
-
-def wait_until_healthy(
-    url: str, server: subprocess.Popen[bytes], deadline: float, complaint: str
-) -> None:
-    """Wait until a server answers at `url`.
-
-    Raises
-    ------
-    RuntimeError
-        With the complaint, if it has ended, or the monotonic clock has passed the deadline.
-    """
-    while not healthy(url):
-        if server.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(complaint)
-        time.sleep(0.05)
-
-
-def healthy(url: str) -> bool:
-    """Whether the Prefect API at `url` answers."""
-    try:
-        with urllib.request.urlopen(f"{url}/health", timeout=2) as answer:  # noqa: S310
-            return bool(answer.status == 200)
-    except OSError:
-        return False
+        notes.unlink(missing_ok=True)

@@ -1,83 +1,84 @@
 """A whole Strata on this machine: a Prefect server with its UI, a worker, and Ray.
 
 `up` starts them as processes of their own that outlive the command; `down` ends them. All listen on
-the loopback address only. What runs is noted in a folder, with one log per service.
+the loopback address only, and want a password or a token. What runs, how it was started and the
+secrets are kept in a folder that its owner alone may enter, with one log per service.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import secrets
-import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from flows.credentials import kept_secret, new_token, private_folder
 from flows.recipe import BadInput
-from flows.serving import healthy
+from flows.services import (
+    HOST,
+    Running,
+    allowed_seconds,
+    healthy,
+    listen,
+    login_of,
+    login_path,
+    read_notes,
+    start_prefect,
+    write_notes,
+)
 
-__all__ = ["Running", "Stack"]
+__all__ = ["Settings", "Stack"]
 
-HOST = "127.0.0.1"
-_START_SECONDS = 180.0
-_STOP_SECONDS = 20.0
+_SERVICES = ("server", "ray", "worker")
+_STARTS = 3
+_DATABASE = "PREFECT_API_DATABASE_CONNECTION_URL"
 
 
 @dataclass(frozen=True)
-class Running:
-    """One service as it was started.
+class Settings:
+    """How a stack was started, kept for the next time.
 
     Attributes
     ----------
-    pid : int
-        Leader of its process group.
-    started : float
-        Seconds from the machine's start to its own; a later process of the same number is another.
-    address : str
-        Where a person or a program finds it; empty where there is nothing to find.
+    store : str
+        Where results lie: an absolute path or a URL.
+    database : str
+        Where the Prefect server keeps its records: ``sqlite`` or ``postgresql``.
+    recipe : str
+        What the nightly flow runs: the name of a recipe, or the absolute path of a file.
+    cron, timezone : str
+        When it runs.
+    port : int
+        Of the Prefect API and its UI.
+    ray_port, dashboard_port : int
+        Of Ray, and of its dashboard.
     """
 
-    name: str
-    pid: int
-    started: float
-    address: str
+    store: str
+    database: str = "sqlite"
+    recipe: str = "smollm2"
+    cron: str = "0 3 * * *"
+    timezone: str = "UTC"
+    port: int = 4200
+    ray_port: int = 6379
+    dashboard_port: int = 8265
 
     @property
-    def alive(self) -> bool:
-        """Whether this very process still runs."""
-        import psutil
+    def api(self) -> str:
+        """URL of the Prefect API."""
+        return f"http://{HOST}:{self.port}/api"
 
-        try:
-            process = psutil.Process(self.pid)
-            same = abs(_since_boot(process) - self.started) < 1.0
-            return bool(same and process.status() != psutil.STATUS_ZOMBIE)
-        except psutil.NoSuchProcess:
-            return False
 
-    def stop(self) -> None:
-        """End the service and all that it started, gently first."""
-        import psutil
-
-        if not self.alive:
-            return
-        family = [psutil.Process(self.pid)]
-        with contextlib.suppress(psutil.NoSuchProcess):
-            family += family[0].children(recursive=True)
-        # The leader ends its children in its own order; who is left afterwards is ended here.
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGTERM)
-        _, left = psutil.wait_procs(family, timeout=_STOP_SECONDS)
-        for process in left:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(left, timeout=5)
+# What is there already is not found where these are others.
+_HISTORY = {"store": "its results", "database": "its records"}
+# What runs already does not hear of a change.
+_FIXED = {"port", "ray_port", "dashboard_port", *_HISTORY}
 
 
 @dataclass(frozen=True)
@@ -87,109 +88,95 @@ class Stack:
     Attributes
     ----------
     folder : Path
-        Notes, logs and Ray's token.
-    port : int
-        Of the Prefect API and its UI.
-    ray_port, dashboard_port : int
-        Of Ray, and of its dashboard.
+        Settings, notes, logs, the login of Prefect and the token of Ray.
     """
 
     folder: Path
-    port: int = 4200
-    ray_port: int = 6379
-    dashboard_port: int = 8265
-
-    @classmethod
-    def default_folder(cls) -> Path:
-        """Where notes are kept unless another folder is given: the user's state folder."""
-        state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
-        return Path(state).expanduser() / "strata"
 
     @property
-    def api(self) -> str:
-        """URL of the Prefect API."""
-        return f"http://{HOST}:{self.port}/api"
+    def settings(self) -> Settings | None:
+        """How it was started the last time; None before the first."""
+        try:
+            return Settings(**json.loads((self.folder / "settings.json").read_text()))
+        except FileNotFoundError:
+            return None
 
     def running(self) -> list[Running]:
         """The services that were started and are noted, alive or not."""
-        try:
-            notes = json.loads((self.folder / "stack.json").read_text())
-        except FileNotFoundError:
-            return []
-        return [Running(**note) for note in notes]
+        return read_notes(self.folder / "stack.json")
+
+    @property
+    def login_path(self) -> Path:
+        """The file that holds the login of the Prefect server."""
+        return login_path(self.folder)
 
     def up(
         self,
+        asked: Mapping[str, Any],
         *,
-        store: str,
         postgres: str | None = None,
-        cron: str = "0 3 * * *",
-        timezone: str = "UTC",
-        recipe: str = "smollm2",
+        change: bool = False,
         announce: Callable[[str], None],
-    ) -> list[Running]:
+    ) -> Settings:
         """Start what does not run, and register the deployments.
 
         Parameters
         ----------
-        store : str
-            Where results lie.
+        asked : mapping
+            Fields of :class:`Settings`; the others are as the last time, or their defaults.
         postgres : str, optional
-            URL of a PostgreSQL database for the server; SQLite in the user's folder without it.
-        cron, timezone : str
-            When the nightly flow runs.
-        recipe : str
-            What it runs: the name of a recipe, or a file.
+            URL of a PostgreSQL database for the server; it is not kept, since it holds a password.
+        change : bool
+            Whether results or records may be kept elsewhere than until now.
         announce : callable
             Told what is being started.
 
         Raises
         ------
         BadInput
-            If a port is taken, or the database's URL is not one.
+            If a port is taken, the database's URL is not one, or what is asked would part the stack
+            from what it has.
         RuntimeError
             If a service does not come up; what was started is ended again.
         """
+        private_folder(self.folder)
         alive = {service.name: service for service in self.running() if service.alive}
-        environment = self._environment(store, postgres)
-        ports = {"server": self.port, "ray": self.ray_port}
-        for name, port in ports.items():
-            if name not in alive and _answers(port):
-                raise BadInput(
-                    f"port {port} for {name} is taken by another program: free it, or give another "
-                    f"with --{'port' if name == 'server' else 'ray-port'}."
-                )
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        settings = self._settled(asked, postgres, change=change, running=bool(alive))
+        environment = self._environment(settings, postgres)
+        for name in ("ray_port", "dashboard_port"):
+            port = getattr(settings, name)
+            if "ray" not in alive and _answers(port):
+                raise BadInput(_taken(port, name))
         begun: list[Running] = []
         try:
-            # Twice: Ray gives its own processes half a minute, and ends where the machine is busy.
+            # Twice: what came up may have ended on a busy machine while the rest was started.
             for last in (False, True):
-                for name, command, address, ready in self._services():
+                for name in _SERVICES:
                     if name not in alive:
                         announce(f"starting {name}")
-                        begun.append(self._start(name, command, address, environment))
-                        alive[name] = begun[-1]
-                        self._note(alive)
-                        _wait_until(ready, begun[-1], self.folder / f"{name}.log", patient=not last)
+                        for service in self._attempts(name, settings, environment):
+                            begun.append(service)
+                            alive[name] = service
+                            self._note(alive)
                     if name == "ray" and not last:
-                        self._deploy(environment, recipe, cron, timezone)
+                        self._deploy(environment, settings)
                 ended = [name for name, service in alive.items() if not service.alive]
                 if not ended:
                     break
-                if last or ended != ["ray"]:
-                    log = self.folder / f"{ended[0]}.log"
-                    raise RuntimeError(f"{ended[0]} ended soon after its start: read {log}.")
-                del alive["ray"]
+                if last:
+                    raise RuntimeError(
+                        f"{ended[0]} ended soon after its start: read {self._log(ended[0])}."
+                    )
+                for name in ended:
+                    del alive[name]
         except BaseException:
             for service in reversed(begun):
                 service.stop()
                 alive.pop(service.name, None)
             self._note(alive)
             raise
-        # In the order in which they are ended, backwards.
-        alive = {name: alive[name] for name, *_ in self._services()}
-        self._note(alive)
-        return list(alive.values())
+        (self.folder / "settings.json").write_text(json.dumps(asdict(settings)))
+        return settings
 
     def down(self) -> list[Running]:
         """End every service, the worker first so that no run is torn, and return those ended."""
@@ -201,44 +188,135 @@ class Stack:
         self._note({})
         return ended
 
-    def _services(
-        self,
-    ) -> Iterator[tuple[str, list[str], str, Callable[[], bool]]]:
-        from flows.deployments import WORK_POOL
+    def _settled(
+        self, asked: Mapping[str, Any], postgres: str | None, *, change: bool, running: bool
+    ) -> Settings:
+        """What is asked, and of the rest what was there before."""
+        given = {name: value for name, value in asked.items() if value is not None}
+        if "store" in given:
+            given["store"] = _absolute(given["store"])
+        if str(given.get("recipe", "")).endswith((".yaml", ".yml")):
+            given["recipe"] = str(Path(given["recipe"]).expanduser().resolve())
+        if postgres is not None:
+            given["database"] = "postgresql"
+        kept = self.settings
+        if kept is None:
+            return Settings(**{"store": _absolute(".strata")} | given)
+        settings = Settings(**asdict(kept) | given)
+        other = [f.name for f in fields(kept) if getattr(kept, f.name) != getattr(settings, f.name)]
+        if running and (fixed := [name for name in other if name in _FIXED]):
+            was, wanted = getattr(kept, fixed[0]), getattr(settings, fixed[0])
+            raise BadInput(
+                f"{fixed[0]} of the running stack is {was}, not {wanted}: leave it out to keep it, "
+                "or say `strata down` first."
+            )
+        if parted := [name for name in other if name in _HISTORY and not change]:
+            was, wanted = getattr(kept, parted[0]), getattr(settings, parted[0])
+            raise BadInput(
+                f"this stack keeps {_HISTORY[parted[0]]} in {was}, and would not find them in "
+                f"{wanted}: leave it out to keep them, or add --change to begin anew there."
+            )
+        if settings.database == "postgresql" and postgres is None and not running:
+            raise BadInput(
+                "this stack keeps its records in PostgreSQL: give its URL by --postgres or "
+                f"STRATA_POSTGRES, or remove {self.folder / 'settings.json'} to begin anew."
+            )
+        return settings
 
-        python = sys.executable
-        yield (
-            "server",
-            [python, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(self.port)],
-            f"http://{HOST}:{self.port}",
-            lambda: healthy(self.api),
-        )
-        head = [python, "-m", "flows.ray_head", "start", "--head", "--block"]
-        head += ["--disable-usage-stats"]
-        head += ["--node-ip-address", HOST, "--port", str(self.ray_port)]
-        head += ["--dashboard-host", HOST, "--dashboard-port", str(self.dashboard_port)]
-        yield (
-            "ray",
-            head,
-            f"http://{HOST}:{self.dashboard_port}",
-            lambda: _answers(self.ray_port) and _answers(self.dashboard_port),
-        )
-        worker = [python, "-m", "flows.long_worker", "worker", "start", "--pool", WORK_POOL]
-        yield ("worker", [*worker, "--type", "process"], "", lambda: True)
+    def _attempts(
+        self, name: str, settings: Settings, environment: Mapping[str, str]
+    ) -> Iterator[Running]:
+        """Start a service until it is ready; gives each process that was begun.
 
-    def _environment(self, store: str, postgres: str | None) -> dict[str, str]:
+        Raises
+        ------
+        RuntimeError
+            If it has ended three times while it started, or is not ready in time.
+        """
+        deadline = time.monotonic() + allowed_seconds()
+        for tries in range(1, _STARTS + 1):
+            service = self._start(name, settings, environment)
+            yield service
+            while not self._ready(name, settings):
+                if not service.alive:
+                    break
+                if time.monotonic() > deadline:
+                    raise RuntimeError(
+                        f"{name} did not come up in {allowed_seconds():.0f} s: read "
+                        f"{self._log(name)}; on a busy machine, allow more time by "
+                        "STRATA_START_SECONDS."
+                    )
+                time.sleep(0.3)
+            else:
+                return
+            if tries == _STARTS:
+                raise RuntimeError(
+                    f"{name} ended {_STARTS} times while it started: read {self._log(name)}."
+                )
+
+    def _start(self, name: str, settings: Settings, environment: Mapping[str, str]) -> Running:
+        own = dict(environment)
+        # Each thread's own heap, glibc's default, keeps what that thread once needed: with two
+        # for all, the server grew by a 25th rather than a 15th in thirty nights.
+        if name != "ray":
+            own.setdefault("MALLOC_ARENA_MAX", "2")
+        python = [sys.executable, "-m"]
+        with self._log(name).open("ab") as log:
+            options: dict[str, Any] = {
+                "stdin": subprocess.DEVNULL,
+                "stdout": log,
+                "stderr": subprocess.STDOUT,
+                "start_new_session": True,
+            }
+            if name == "server":
+                try:
+                    listener = listen(settings.port)
+                except BadInput as error:
+                    raise BadInput(_taken(settings.port, "port")) from error
+                process = start_prefect(listener, login_of(self.folder), own, **options)
+                return Running.begun(name, process, f"http://{HOST}:{settings.port}")
+            own.pop(_DATABASE, None)
+            address = ""
+            if name == "ray":
+                del own["RAY_ADDRESS"]
+                command = ["flows.ray_head", "start", "--head", "--block", "--disable-usage-stats"]
+                command += ["--node-ip-address", HOST, "--port", str(settings.ray_port)]
+                command += ["--dashboard-host", HOST]
+                command += ["--dashboard-port", str(settings.dashboard_port)]
+                address = f"http://{HOST}:{settings.dashboard_port}"
+            else:
+                from flows.deployments import WORK_POOL
+
+                command = ["flows.long_worker", "worker", "start", "--pool", WORK_POOL]
+                command += ["--type", "process"]
+            process = subprocess.Popen([*python, *command], env=own, **options)  # noqa: S603
+        return Running.begun(name, process, address)
+
+    def _ready(self, name: str, settings: Settings) -> bool:
+        if name == "server":
+            return healthy(settings.api)
+        if name == "ray":
+            return _answers(settings.ray_port) and _answers(settings.dashboard_port)
+        return True
+
+    def _environment(self, settings: Settings, postgres: str | None) -> dict[str, str]:
         token = self.folder / "ray.token"
+        kept_secret(token, new_token)
         environment = os.environ | {
             "DO_NOT_TRACK": "1",
-            "PREFECT_API_URL": self.api,
+            "PREFECT_API_URL": settings.api,
+            "PREFECT_API_AUTH_STRING": login_of(self.folder),
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-            "PREFECT_UI_API_URL": self.api,
-            "RAY_ADDRESS": f"{HOST}:{self.ray_port}",
+            "PREFECT_UI_API_URL": settings.api,
+            "RAY_ADDRESS": f"{HOST}:{settings.ray_port}",
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
-            "STRATA_STORE": store if "://" in store else str(Path(store).expanduser().resolve()),
+            "STRATA_STORE": settings.store,
         }
+        # The one would be taken before the file; the other holds a password.
+        for name in ("RAY_AUTH_TOKEN", "STRATA_POSTGRES"):
+            environment.pop(name, None)
         if postgres is not None:
             scheme, _, rest = postgres.partition("://")
             if scheme not in ("postgres", "postgresql", "postgresql+asyncpg") or not rest:
@@ -247,45 +325,15 @@ class Stack:
                     "postgresql://user:password@host/database."
                 )
             # By the environment, so that a password is seen neither in a file nor among arguments.
-            environment["PREFECT_API_DATABASE_CONNECTION_URL"] = f"postgresql+asyncpg://{rest}"
-        if not token.is_file():
-            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with os.fdopen(os.open(token, os.O_WRONLY | os.O_CREAT, 0o600), "w") as stream:
-                stream.write(secrets.token_hex(32))
+            environment[_DATABASE] = f"postgresql+asyncpg://{rest}"
         return environment
 
-    def _start(
-        self, name: str, command: list[str], address: str, environment: Mapping[str, str]
-    ) -> Running:
-        import psutil
-
-        own = dict(environment)
-        if name == "ray":
-            del own["RAY_ADDRESS"]
-        else:
-            # Each thread's own heap, glibc's default, keeps what that thread once needed: with two
-            # for all, the server grew by a 25th rather than a 15th in thirty nights.
-            own.setdefault("MALLOC_ARENA_MAX", "2")
-        with (self.folder / f"{name}.log").open("ab") as log:
-            process = subprocess.Popen(  # noqa: S603
-                command,
-                env=own,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        started = _since_boot(psutil.Process(process.pid))
-        return Running(name, process.pid, started, address)
-
-    def _deploy(
-        self, environment: Mapping[str, str], recipe: str, cron: str, timezone: str
-    ) -> None:
+    def _deploy(self, environment: Mapping[str, str], settings: Settings) -> None:
         # In a process of its own: Prefect reads its settings when it is imported.
-        command = [sys.executable, "-m", "flows", "deploy", recipe]
-        schedule = ["--cron", cron, "--timezone", timezone]
+        command = [sys.executable, "-m", "flows", "deploy", settings.recipe]
+        command += ["--cron", settings.cron, "--timezone", settings.timezone]
         done = subprocess.run(  # noqa: S603
-            [*command, *schedule, "--store", environment["STRATA_STORE"]],
+            [*command, "--store", settings.store],
             env=dict(environment),
             capture_output=True,
             text=True,
@@ -296,35 +344,22 @@ class Stack:
         if done.returncode:
             raise RuntimeError(f"the deployments were not registered: {done.stderr.strip()[-400:]}")
 
+    def _log(self, name: str) -> Path:
+        return self.folder / f"{name}.log"
+
     def _note(self, services: Mapping[str, Running]) -> None:
-        path = self.folder / "stack.json"
-        if not services:
-            path.unlink(missing_ok=True)
-            return
-        temporary = path.with_suffix(".new")
-        temporary.write_text(json.dumps([asdict(service) for service in services.values()]))
-        temporary.replace(path)
+        # In the order in which they were started, and are ended, backwards.
+        noted = [services[name] for name in _SERVICES if name in services]
+        write_notes(self.folder / "stack.json", noted)
 
 
-def _since_boot(process: Any) -> float:
-    """Seconds from the machine's start to a process' own, whatever was done to the clock since."""
-    import psutil
-
-    return float(process.create_time() - psutil.boot_time())
+def _absolute(store: str) -> str:
+    return store if "://" in store else str(Path(store).expanduser().resolve())
 
 
-def _wait_until(ready: Callable[[], bool], service: Running, log: Path, *, patient: bool) -> None:
-    deadline = time.monotonic() + _START_SECONDS
-    while not ready():
-        if not service.alive:
-            if patient and service.name == "ray":
-                return
-            raise RuntimeError(f"{service.name} ended while starting: read {log}.")
-        if time.monotonic() > deadline:
-            raise RuntimeError(
-                f"{service.name} did not come up in {_START_SECONDS:.0f} s: read {log}."
-            )
-        time.sleep(0.3)
+def _taken(port: int, setting: str) -> str:
+    option = setting.replace("_", "-")
+    return f"port {port} is taken by another program: free it, or give another with --{option}."
 
 
 def _answers(port: int) -> bool:

@@ -11,7 +11,8 @@ from rich.table import Table
 
 from flows.options import StoreOption
 from flows.recipe import BadInput
-from flows.stack import Running, Stack, describe
+from flows.services import HOST, Running, default_home
+from flows.stack import Settings, Stack, describe
 
 __all__ = ["register"]
 
@@ -46,46 +47,85 @@ def register(app: typer.Typer) -> None:
 
 
 def up(
-    recipe: RecipeArgument = "smollm2",
+    recipe: Annotated[
+        str | None,
+        typer.Argument(
+            help="What runs every night: a recipe's name, or a `.yaml` file.",
+            show_default=Settings.recipe,
+        ),
+    ] = None,
     store: StoreOption = None,
     postgres: Annotated[
         str | None,
-        typer.Option(envvar="STRATA_POSTGRES", help="Database of the server; SQLite without it."),
+        typer.Option(
+            envvar="STRATA_POSTGRES",
+            help="Database of the server, for more than one person; SQLite without it.",
+        ),
     ] = None,
-    cron: CronOption = "0 3 * * *",
-    timezone: ZoneOption = "UTC",
-    port: Annotated[int, typer.Option(help="Of the Prefect UI and API.")] = 4200,
-    ray_port: Annotated[int, typer.Option(help="Of Ray.")] = 6379,
-    dashboard_port: Annotated[int, typer.Option(help="Of Ray's dashboard.")] = 8265,
+    cron: Annotated[
+        str | None,
+        typer.Option(help="When the nightly flow runs by itself.", show_default=Settings.cron),
+    ] = None,
+    timezone: Annotated[
+        str | None,
+        typer.Option(help="Time zone of the schedule.", show_default=Settings.timezone),
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(help="Of the Prefect UI and API.", show_default=str(Settings.port)),
+    ] = None,
+    ray_port: Annotated[
+        int | None, typer.Option(help="Of Ray.", show_default=str(Settings.ray_port))
+    ] = None,
+    dashboard_port: Annotated[
+        int | None,
+        typer.Option(help="Of Ray's dashboard.", show_default=str(Settings.dashboard_port)),
+    ] = None,
+    change: Annotated[
+        bool,
+        typer.Option("--change", help="Keep results or records elsewhere than until now."),
+    ] = False,
     home: HomeOption = None,
 ) -> None:
     """Start a whole Strata on this machine: Prefect with its UI, a worker, Ray, all deployments.
 
-    Everything listens on the loopback address. It runs until `strata down`.
+    Everything listens on the loopback address, Ray included, and wants a password or a token. It
+    runs until `strata down`. What is left out is as the last time, from whatever folder it is said.
     """
 
-    stack = Stack(home or Stack.default_folder(), port, ray_port, dashboard_port)
+    stack = Stack(home or default_home())
+    asked = {
+        "recipe": recipe,
+        "store": store,
+        "cron": cron,
+        "timezone": timezone,
+        "port": port,
+        "ray_port": ray_port,
+        "dashboard_port": dashboard_port,
+    }
     try:
-        stack.up(
-            store=store or ".strata",
-            postgres=postgres,
-            cron=cron,
-            timezone=timezone,
-            recipe=recipe,
-            announce=err.print,
-        )
+        settings = stack.up(asked, postgres=postgres, change=change, announce=err.print)
     except RuntimeError as error:
         err.print(f"[bold red]error:[/] {error}", soft_wrap=True)
         raise typer.Exit(1) from error
     _show(stack.running())
-    out.print(f"\nOpen http://127.0.0.1:{port} and run [bold]nightly[/]; it also runs at {cron!r}.")
-    out.print(f"For the command line: export PREFECT_API_URL={stack.api}", soft_wrap=True)
+    url, login = f"http://{HOST}:{settings.port}", stack.login_path
+    out.print(f"\nresults      {settings.store}", soft_wrap=True)
+    out.print(f"Prefect UI   {url}", soft_wrap=True)
+    out.print(f"password     cat {login}", soft_wrap=True)
+    out.print(
+        f"other tools  export PREFECT_API_URL={url}/api PREFECT_API_AUTH_STRING=$(cat {login})",
+        soft_wrap=True,
+    )
+    out.print(f"\nRun [bold]nightly[/] there; it also runs at {settings.cron!r}.")
+    if settings.database == "sqlite":
+        out.print("Its records are kept by SQLite; for more than one person, give --postgres.")
 
 
 def down(home: HomeOption = None) -> None:
     """End what `strata up` started; what is stored stays."""
 
-    ended = Stack(home or Stack.default_folder()).down()
+    ended = Stack(home or default_home()).down()
     names = ", ".join(service.name for service in ended)
     out.print(f"ended: {names}" if names else "Nothing was running.")
 
@@ -93,7 +133,7 @@ def down(home: HomeOption = None) -> None:
 def status(home: HomeOption = None) -> None:
     """Say what of the local stack runs; exit code 1 if something has ended by itself."""
 
-    services = Stack(home or Stack.default_folder()).running()
+    services = Stack(home or default_home()).running()
     if not services:
         out.print("Nothing runs; `strata up` starts it.")
         return
@@ -142,8 +182,13 @@ def metrics(
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 9464,
 ) -> None:
     """Serve metrics of runs and artifacts to Prometheus, on /metrics."""
+    import os
+
     from flows.metrics import serve_metrics
 
+    kept = Stack(default_home()).settings
+    if store is None and kept is not None and kept.api == os.environ.get("PREFECT_API_URL"):
+        store = kept.store
     serve_metrics(host, port, store or ".strata")
 
 

@@ -45,6 +45,11 @@ class LiveStack:
         self.options += ["--ray-port", str(self.ray_port), "--dashboard-port", str(dashboard_port)]
         self._client = httpx.Client(base_url=f"{self.url}/api", timeout=60)
 
+    @property
+    def login(self):
+        """User and password of the Prefect server, which `strata up` has made."""
+        return (self.folder / "home" / "prefect.login").read_text()
+
     def strata(self, *arguments):
         """Run the command line in the stack's environment."""
         return subprocess.run(
@@ -58,6 +63,7 @@ class LiveStack:
         """Start what does not run."""
         started = self.strata("up", str(self.recipe), *self.options)
         assert started.returncode == 0, started.stderr
+        self._client.auth = tuple(self.login.split(":", 1))
 
     def down(self):
         """End everything; returns what the command said."""

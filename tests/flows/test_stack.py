@@ -2,7 +2,7 @@ import os
 
 import psutil
 
-from flows.stack import Running, _since_boot
+from flows.services import Running, _since_boot
 
 
 def test_a_service_is_known_again_after_the_clock_was_set(monkeypatch):

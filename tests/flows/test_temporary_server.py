@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from flows.serving import healthy
+from flows.services import healthy
 from tests.live import wait_until
 
 BEGIN = """
