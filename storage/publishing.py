@@ -184,11 +184,10 @@ def publish(shelf: Shelf, draft: Draft, parent: int | str | None) -> VersionReco
             if collected and not claim.uncertain:
                 continue
             raise
-        if record is None:
-            continue
-        if record.folder != claim.folder:
+        if record is None or record.folder != claim.folder:
             claim.discard()
-        return record
+        if record is not None:
+            return record
     raise CollectedMeanwhile(
         f"{shelf.location.url}: {_MOST_FOLDERS} folders were taken for leftovers while they were "
         "being filled: let whoever collects garbage wait longer (grace)."
