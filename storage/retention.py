@@ -10,8 +10,9 @@ used twice.
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -103,8 +104,9 @@ def collect_leftovers(
     list of str
         Paths of the folders, and of what store clients that were killed have left.
     """
+    folders = [name for name in location.children("versions") if _is_safe(name)]
     used = in_use()
-    strays = [name for name in location.children("versions") if _is_safe(name) and name not in used]
+    strays = [folder for folder in folders if folder not in used]
     parts = _parts(location)
     if not strays and not parts:
         return []
@@ -132,11 +134,10 @@ def _parts(location: Location) -> dict[str, datetime]:
     The client hides them from its own listings; object stores have none.
     """
     root = location.local_path
-    found = {}
-    for part in sorted(root.rglob("*#*")) if root is not None else ():
-        if root is not None and _PART.fullmatch(part.name) and part.is_file():
-            found[part.relative_to(root).as_posix()] = _modified(part)
-    return found
+    if root is None:
+        return {}
+    parts = (path for path in _below(root) if _PART.fullmatch(path.name) and path.is_file())
+    return {part.relative_to(root).as_posix(): _modified(part) for part in parts}
 
 
 def _last_written(location: Location, folder: str) -> datetime:
@@ -145,7 +146,14 @@ def _last_written(location: Location, folder: str) -> datetime:
     if root is None:
         return location.last_modified(path) or _GONE
     # On a disk also what a store client is writing at this moment, which it does not list.
-    return max(_modified(part) for part in (root / path, *(root / path).rglob("*")))
+    return max(_modified(part) for part in (root / path, *_below(root / path)))
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """All files and folders below a folder that others may be deleting."""
+    for place, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            yield Path(place, name)
 
 
 def _modified(path: Path) -> datetime:
