@@ -64,9 +64,10 @@ def list_versions(store: StoreOption = None, as_json: AsJson = False) -> None:
         _print_json([version.model_dump(mode="json") for version in found])
         return
     table = Table("artifact", "version", "status", "content hash", "aliases", box=None)
+    pointing = {name: registry.aliases(name) for name in {version.name for version in found}}
     for version in found:
-        pointing = registry.aliases(version.name).items()
-        aliases = ", ".join(sorted(a for a, number in pointing if number == version.version))
+        pointers = pointing[version.name].items()
+        aliases = ", ".join(alias for alias, number in pointers if number == version.version)
         table.add_row(
             version.name, str(version.version), version.status, version.content_hash[:12], aliases
         )
@@ -178,6 +179,14 @@ def history(
         ends = (f"v{end}" if end is not None else "" for end in (move.previous, move.version))
         table.add_row(f"{move.moved_at:%Y-%m-%d %H:%M:%S}", *ends, move.reason)
     out.print(table)
+
+
+@artifacts.command()
+def renew(name: Name, store: StoreOption = None) -> None:
+    """Sign where the aliases point and what is removed, as it is found: look at it first."""
+    found = _registry(store).renew(name)
+    held = ", ".join(f"{alias} → v{version}" for alias, version in found.items())
+    out.print(f"{name} {held or 'has no alias that was moved'}")
 
 
 @artifacts.command()

@@ -5,8 +5,7 @@ makes it visible::
 
     <registry>/<name>/versions/<folder>/…            manifest.json and everything that it lists
     <registry>/<name>/records/00000007.json          version 7 is <folder>, and its digest
-    <registry>/<name>/aliases/<alias>/00000002.json  the second move of an alias
-    <registry>/<name>/removed/00000003.json          version 3 has been removed
+    <registry>/<name>/changes/00000002.json          the second move of an alias, or removal
 
 ``ARTIFACT.md`` is the normative description of the format.
 """
@@ -24,11 +23,12 @@ from storage.ledgers import LATEST, CorruptArtifact
 from storage.locations import Location, check_name
 from storage.retention import Garbage, Retention
 from storage.signatures import BadSignature, Keyring
+from storage.witness import RolledBack, Witness, witness_folder
 
 if TYPE_CHECKING:
     from storage.comparison import Comparison
     from storage.manifests import ArtifactReference, LevelEntry, Manifest, Status
-    from storage.publishing import Page
+    from storage.publishing import CollectedMeanwhile, Page
     from storage.shelves import (
         AliasMove,
         AliasMoved,
@@ -45,6 +45,7 @@ __all__ = [
     "Artifact",
     "ArtifactReference",
     "BadSignature",
+    "CollectedMeanwhile",
     "CorruptArtifact",
     "Garbage",
     "Gate",
@@ -52,6 +53,7 @@ __all__ = [
     "Manifest",
     "Registry",
     "Retention",
+    "RolledBack",
     "UnknownArtifact",
     "UnknownVersion",
     "VersionRecord",
@@ -65,6 +67,7 @@ _LATER = {
     "AliasMoved": "storage.shelves",
     "Artifact": "storage.versions",
     "ArtifactReference": "storage.manifests",
+    "CollectedMeanwhile": "storage.publishing",
     "LevelEntry": "storage.manifests",
     "Manifest": "storage.manifests",
     "UnknownArtifact": "storage.shelves",
@@ -88,11 +91,15 @@ class Registry:
         A local folder or a URL that :class:`storage.locations.Location` takes.
     keyring : Keyring, optional
         Keys to sign with and to trust; by default those of the environment.
+
+    With keys to trust, what was seen of a registry is remembered in the user's cache, so that one
+    that was set back is refused; see :mod:`storage.witness`.
     """
 
     def __init__(self, url: str | Path, *, keyring: Keyring | None = None) -> None:
         self.location = Location(str(url))
         self._keyring = Keyring.from_environment() if keyring is None else keyring
+        self._memory = witness_folder(trusting=bool(self._keyring.trusted))
         self._shelves: dict[str, Shelf] = {}
 
     def __repr__(self) -> str:
@@ -123,7 +130,9 @@ class Registry:
         """Publish files as the next version of an artifact, whole or not at all.
 
         A fingerprint that is published already, with the same status, is not published again: the
-        existing version is returned. Any number of publishers may run at once on one name.
+        existing version is verified and returned. If it is damaged, the files that are given here
+        mend it; if they are not those that it was published with, they become the next version.
+        Any number of publishers may run at once on one name.
 
         Parameters
         ----------
@@ -162,6 +171,8 @@ class Registry:
             If a name, a path, a level or any other field is not what the format allows.
         UnknownVersion
             If there is no such parent.
+        CollectedMeanwhile
+            If collectors take every folder away before it is a version.
         """
         from storage.publishing import Draft, publish
 
@@ -186,7 +197,7 @@ class Registry:
 
     def names(self) -> list[str]:
         """Names of all artifacts with a version, sorted."""
-        return [name for name in self._folders() if self._shelf(name).ledger.numbers()]
+        return [name for name in self._folders() if self._shelf(name).records.newest()]
 
     def versions(self, name: str, *, status: Status | None = None) -> list[ArtifactReference]:
         """References of all versions that are still there, oldest first.
@@ -209,7 +220,7 @@ class Registry:
             If there is no such version or alias.
         """
         shelf = self._shelf(name)
-        return shelf.reference(shelf.select(version, shelf.known_contents()))
+        return shelf.reference(shelf.select(version))
 
     def load(
         self, name: str, version: int | str = LATEST, *, verify: bool | None = None
@@ -227,15 +238,21 @@ class Registry:
         CorruptArtifact
             If a file is damaged, missing or not listed; the message names every such file.
         """
+        from storage.shelves import UnknownVersion
         from storage.versions import open_version
 
         shelf = self._shelf(name)
-        record = shelf.select(version, shelf.known_contents())
-        artifact = open_version(
-            shelf.folder(record.folder), shelf.reference(record), record.manifest_sha256
-        )
-        if verify if verify is not None else self.location.local_path is not None:
-            artifact.verify()
+        record = shelf.select(version)
+        try:
+            artifact = open_version(
+                shelf.folder(record.folder), shelf.reference(record), record.manifest_sha256
+            )
+            if verify if verify is not None else self.location.local_path is not None:
+                artifact.verify()
+        except CorruptArtifact:
+            if shelf.is_removed(record.version):
+                raise UnknownVersion(f"{name} version {record.version} has been removed.") from None
+            raise
         return artifact
 
     def ancestors(
@@ -326,6 +343,25 @@ class Registry:
         """
         return self._shelf(name).history(alias)
 
+    def renew(self, name: str) -> dict[str, int]:
+        """Sign where aliases point and which versions are gone, as it is now, whoever wrote it.
+
+        For a registry that was begun without keys, or in form 1 (``ARTIFACT.md``): nothing is asked
+        of the signatures that are there, so look at what it says first. What is signed already
+        stays as it is.
+
+        Returns
+        -------
+        dict of str to int
+            Where every alias points that has been moved, as it is signed now.
+
+        Raises
+        ------
+        UnknownArtifact
+            If the registry has no artifact of this name.
+        """
+        return self._shelf(name).renew()
+
     def compare(self, name: str, old: int | str, new: int | str = LATEST) -> Comparison:
         """Which concepts and edges are kept, changed, born and gone from one version to another.
 
@@ -357,7 +393,8 @@ class Registry:
         retention : Retention, optional
             The policy; without one no version is removed.
         grace : timedelta
-            A folder that no record refers to is removed if nothing was written to it for this long.
+            A folder that no record refers to is removed if nothing was written to it for this long,
+            by the clock of the store.
         dry_run : bool
             Remove nothing, only tell.
         """
@@ -374,7 +411,10 @@ class Registry:
         from storage.shelves import Shelf
 
         if name not in self._shelves:
-            self._shelves[name] = Shelf(self.location, name, self._keyring)
+            # A store in memory is another one in every process.
+            folder = None if self.url.startswith("memory:") else self._memory
+            witness = None if folder is None else Witness(folder, self.url, name)
+            self._shelves[name] = Shelf(self.location, name, self._keyring, witness)
         return self._shelves[name]
 
     def _folders(self) -> list[str]:

@@ -5,30 +5,43 @@ only by a writer that has seen entry n, and only once (:meth:`storage.locations.
 this is a compare-and-swap that needs no lock, keeps the history, and works alike on a disk and on
 an object store. A file is the canonical JSON of::
 
-    {"digest": SHA-256 of the canonical JSON of the other two, "entry": {...}, "signature": ...}
+    {"form": 2, "artifact", "ledger", "number", "origin", "previous", "entry",
+     "signature": over all of these, "digest": SHA-256 of the canonical JSON of all others}
 
-so that a single changed bit is found.
+so that a single changed bit is found, and an entry counts only where it was written: in the ledger
+of this name, under this number, after this predecessor, in the artifact that began with `origin`.
+Files of other names are none of the ledger's.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
-from storage.locations import AlreadyExists, Location
+from obstore.exceptions import BaseError
+
+from storage.locations import AlreadyExists, Location, NotFound
 from storage.records import canonical_json, digest
-from storage.signatures import Keyring
+from storage.signatures import BadSignature, Keyring
+from storage.witness import Witness
 
-__all__ = ["LATEST", "CorruptArtifact", "Ledger"]
+__all__ = ["FORM", "LATEST", "CorruptArtifact", "Entry", "Ledger"]
 
+FORM = 2
 LATEST = "latest"
 """The alias that every artifact has: its newest version that is published and not removed."""
 
-_FILE = re.compile(r"(\d{8})\.json")
+_PLACE = {"form", "artifact", "ledger", "number", "origin", "previous"}
+_NAME = re.compile(r"(\d{8})\.json")
 _READERS = 16
+# A store lists a thousand names a request: far fewer lie behind the newest hint.
+_HINT_EVERY = 100
+_HINT = "newest"
 
 
 class CorruptArtifact(ValueError):
@@ -48,78 +61,257 @@ class CorruptArtifact(ValueError):
         return (type(self), (str(self), self.files))
 
 
+@dataclass(frozen=True)
+class Entry:
+    """One entry of a ledger, as it was read and found authentic.
+
+    Attributes
+    ----------
+    number : int
+        Its place in the ledger.
+    content : dict
+        What it says.
+    digest : str
+        SHA-256 of all of it.
+    signed : bool
+        Whether it has a signature, of whatever key.
+    form : int
+        1 for entries of the older form, which do not say where they belong.
+    previous : str or None
+        Digest of its predecessor; None for the first, and in form 1.
+    origin : str or None
+        Digest of the artifact's first record; None in that record itself, and in form 1.
+    """
+
+    number: int
+    content: dict[str, Any]
+    digest: str
+    signed: bool
+    form: int = FORM
+    previous: str | None = None
+    origin: str | None = None
+
+
 class Ledger:
-    """The numbered entries below one folder of a location.
+    """The numbered entries below one folder of an artifact.
 
     Parameters
     ----------
     location : Location
-        Where the ledger's folder lies.
+        The artifact's folder.
+    artifact : str
+        The artifact's name.
     folder : str
-        The folder, relative to the location.
+        The ledger's folder, relative to the location.
     keyring : Keyring
         Signs what is appended and checks what is read.
+    witness : Witness, optional
+        Remembers how far the ledger was seen.
     """
 
-    def __init__(self, location: Location, folder: str, keyring: Keyring) -> None:
+    def __init__(
+        self,
+        location: Location,
+        artifact: str,
+        folder: str,
+        keyring: Keyring,
+        witness: Witness | None = None,
+    ) -> None:
         self._location = location
+        self._artifact = artifact
         self._folder = folder
         self._keyring = keyring
-        self._seen: dict[int, dict[str, Any]] = {}
+        self._witness = witness
+        self._seen: dict[int, Entry] = {}
 
     def path(self, number: int) -> str:
         """Path of the entry's file, relative to the location."""
         return f"{self._folder}/{number:08d}.json"
 
-    def numbers(self) -> list[int]:
-        """Numbers of all entries, ascending."""
-        names = (path.rsplit("/", 1)[-1] for path in self._location.walk(self._folder))
-        return sorted(int(match[1]) for name in names if (match := _FILE.fullmatch(name)))
+    def newest(self) -> int:
+        """Number of the newest entry; 0 without any. Asks the store for one page of names."""
+        try:
+            hint = int(self._location.get(f"{self._folder}/{_HINT}"))
+        except (OSError, BaseError, ValueError):
+            hint = 1
+        # A hint counts only if the entry that it names is there: anyone may have written it.
+        if 1 < hint < 10**8 and (found := self.numbers(hint - 1)) and min(found) == hint:
+            return max(found)
+        return max(self.numbers(0), default=0)
 
-    def entries(self) -> dict[int, dict[str, Any]]:
-        """All entries by number, ascending; entries never change, so each is read only once.
+    def head(self) -> Entry | None:
+        """The newest entry, or None without any.
 
         Raises
         ------
         CorruptArtifact
-            If an entry is damaged.
+            If it is damaged or belongs elsewhere.
         BadSignature
-            If an entry is not signed by a trusted key.
+            If it is not signed by a trusted key.
+        RolledBack
+            If a witness has seen more, or something else.
         """
-        numbers = self.numbers()
-        unseen = [number for number in numbers if number not in self._seen]
-        if len(unseen) > 1:
+        newest = self.newest()
+        head = self.entry(newest) if newest else None
+        if self._witness is not None:
+            self._witness.check(self._folder, newest, lambda number: self.entry(number).digest)
+        return head
+
+    def entry(self, number: int) -> Entry:
+        """The entry of a number that is not beyond the newest; each is read only once.
+
+        Raises
+        ------
+        CorruptArtifact, BadSignature
+            As :meth:`head`, or if there is none.
+        """
+        if number not in self._seen:
+            self._seen[number] = self._read(number)
+        return self._seen[number]
+
+    def entries(self) -> list[Entry]:
+        """All entries, ascending, each checked to follow its predecessor.
+
+        Raises
+        ------
+        CorruptArtifact, BadSignature, RolledBack
+            As :meth:`head`, or if one is missing or was replaced.
+        """
+        head = self.head()
+        newest = 0 if head is None else head.number
+        unseen = [number for number in range(1, newest) if number not in self._seen]
+        if unseen:
             with ThreadPoolExecutor(_READERS) as pool:
                 self._seen |= dict(zip(unseen, pool.map(self._read, unseen)))
-        elif unseen:
-            self._seen[unseen[0]] = self._read(unseen[0])
-        return {number: self._seen[number] for number in numbers}
+        found = [self._seen[number] for number in range(1, newest + 1)]
+        for before, after in zip([None, *found], found):
+            broken = after.form != FORM and before is not None and before.form == FORM
+            if after.form == FORM:
+                broken = after.previous != (None if before is None else before.digest)
+            if broken:
+                raise CorruptArtifact(
+                    f"{self._where(after.number)} does not follow the entry before it: one of the "
+                    "two was replaced.",
+                    (self.path(after.number),),
+                )
+        return found
 
-    def append(self, number: int, entry: Mapping[str, Any]) -> None:
-        """Create entry `number`; raise :class:`AlreadyExists` if another writer was first."""
-        signature = self._keyring.sign(canonical_json(dict(entry)))
-        body = {"entry": dict(entry), "signature": signature}
-        data = canonical_json(body | {"digest": digest(canonical_json(body))})
+    def append(
+        self, content: Mapping[str, Any], *, after: Entry | None, origin: Entry | None
+    ) -> None:
+        """Create the entry that follows `after`.
+
+        Parameters
+        ----------
+        content : mapping
+            Plain JSON.
+        after : Entry or None
+            The newest entry; None for an empty ledger.
+        origin : Entry or None
+            The artifact's first record; None for that record itself.
+
+        Raises
+        ------
+        AlreadyExists
+            If another writer was first.
+        BadSignature
+            If what is there is signed, and there is no key to sign with: readers that trust the
+            other entries would refuse everything from then on.
+        """
+        if self._keyring.signing is None and any(
+            e is not None and e.signed for e in (after, origin)
+        ):
+            raise BadSignature(
+                f"{self._location.url} is signed: set STRATA_SIGNING_KEY to add to it."
+            )
+        number = 1 if after is None else after.number + 1
+        previous = None if after is None else after.digest
+        begun = None if origin is None else origin.digest
+        body = self._place(number) | {"origin": begun, "previous": previous}
+        body["entry"] = json.loads(canonical_json(dict(content)))
+        body["signature"] = self._keyring.sign(_message(body))
+        stated = digest(canonical_json(body))
+        data = canonical_json(body | {"digest": stated})
         try:
             self._location.create(self.path(number), data)
         except AlreadyExists:
             # A store client repeats a request whose answer was lost: the first one may have won.
-            if self._location.get(self.path(number)) != data:
+            if self._get(number) != data:
                 raise
+        if number % _HINT_EVERY == 0:
+            # Only a hint: without it the next reader lists more names.
+            with contextlib.suppress(OSError, BaseError):
+                self._location.put(f"{self._folder}/{_HINT}", str(number).encode())
+        self._seen[number] = _entry(body, stated)
 
-    def _read(self, number: int) -> dict[str, Any]:
-        path = self.path(number)
-        data = self._location.get(path)
-        where = f"{self._location.url}/{path}"
+    def numbers(self, after: int = 0) -> list[int]:
+        """Numbers of the entries beyond `after` that the store lists; strangers are left out."""
+        paths = self._location.walk(self._folder, after=self.path(after) if after else None)
+        names = (path.removeprefix(f"{self._folder}/") for path in paths)
+        found = (int(match[1]) for name in names if (match := _NAME.fullmatch(name)))
+        return [number for number in found if number > after]
+
+    def _place(self, number: int) -> dict[str, Any]:
+        return {
+            "form": FORM,
+            "artifact": self._artifact,
+            "ledger": self._folder,
+            "number": number,
+        }
+
+    def _where(self, number: int) -> str:
+        return f"{self._location.url}/{self.path(number)}"
+
+    def _get(self, number: int) -> bytes:
+        path, where = self.path(number), self._where(number)
+        try:
+            return self._location.get(path)
+        except NotFound:
+            reason = "is missing: an entry of the ledger was deleted"
+        except (IsADirectoryError, BaseError):
+            reason = "is no file that can be read"
+        raise CorruptArtifact(f"{where} {reason}.", (path,))
+
+    def _read(self, number: int) -> Entry:
+        data, path, where = self._get(number), self.path(number), self._where(number)
         try:
             body = json.loads(data)
+            sound = canonical_json(body) == data
             stated = body.pop("digest")
-            sound = canonical_json(body | {"digest": stated}) == data
-            sound &= set(body) == {"entry", "signature"} and stated == digest(canonical_json(body))
+            sound &= stated == digest(canonical_json(body)) and isinstance(body["entry"], dict)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             sound = False
-        if not sound or not isinstance(body["entry"], dict):
+        if not sound:
             raise CorruptArtifact(f"{where} is damaged: its digest does not match.", (path,))
-        entry: dict[str, Any] = body["entry"]
-        self._keyring.check(canonical_json(entry), body["signature"], what=where)
-        return entry
+        if set(body) == {"entry", "signature"}:
+            self._keyring.check(canonical_json(body["entry"]), body["signature"], what=where)
+            return Entry(number, body["entry"], stated, body["signature"] is not None, form=1)
+        if set(body) != {*_PLACE, "entry", "signature"} or body["form"] != FORM:
+            form = body.get("form")
+            raise CorruptArtifact(
+                f"{where} is of the form {form!r}: this release of Strata reads 1 and {FORM}.",
+                (path,),
+            )
+        self._keyring.check(_message(body), body["signature"], what=where)
+        place = self._place(number)
+        if any(body[key] != value for key, value in place.items()):
+            belongs = ", ".join(f"{key} {str(body[key])[:128]}" for key in place if key != "form")
+            raise CorruptArtifact(f"{where} was copied here from {belongs}.", (path,))
+        return _entry(body, stated)
+
+
+def _entry(body: Mapping[str, Any], stated: str) -> Entry:
+    return Entry(
+        number=body["number"],
+        content=body["entry"],
+        digest=stated,
+        signed=body["signature"] is not None,
+        previous=body["previous"],
+        origin=body["origin"],
+    )
+
+
+def _message(body: Mapping[str, Any]) -> bytes:
+    """What is signed: the entry and its place, marked so that it can be read as nothing else."""
+    said = {key: value for key, value in body.items() if key != "signature"}
+    return b"strata ledger\n" + canonical_json(said)

@@ -17,6 +17,7 @@ history.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -181,11 +182,34 @@ class Location:
         except FileNotFoundError:
             raise NotFound(f"{self.url}/{path} does not exist.") from None
 
-    def walk(self, prefix: str = "") -> Iterator[str]:
-        """Yield the paths of all objects below the folder `prefix`, in no particular order."""
-        for batch in obstore.list(self._store, self._folder(prefix)):
+    def walk(self, prefix: str = "", *, after: str | None = None) -> Iterator[str]:
+        """Yield the paths of all objects below the folder `prefix`, in no particular order.
+
+        With `after`, only of those whose path sorts after this one; an object store is then not
+        even asked for the names before it.
+        """
+        offset = None if after is None else self._key(after)
+        for batch in obstore.list(self._store, self._folder(prefix), offset=offset):
             for entry in batch:
                 yield self._relative(str(entry["path"]))
+
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        """Lengths in bytes of all objects below the folder `prefix`, by path."""
+        batches = obstore.list(self._store, self._folder(prefix))
+        return {
+            self._relative(str(entry["path"])): int(entry["size"])
+            for batch in batches
+            for entry in batch
+        }
+
+    def now(self, probe: str) -> datetime:
+        """The time by the clock that stamps what is written here; overwrites the object `probe`.
+
+        Ages of what is stored here are to be told by this clock: that of the machine that asks may
+        be wrong by days.
+        """
+        self.put(probe, b"strata")
+        return obstore.head(self._store, self._key(probe))["last_modified"]
 
     def last_modified(self, prefix: str = "") -> datetime | None:
         """When an object below the folder `prefix` was last written; None if there is none."""
@@ -208,14 +232,19 @@ class Location:
             return
 
     def delete_folder(self, prefix: str) -> None:
-        """Remove every object below the folder `prefix`, and on a disk the folder itself."""
+        """Remove every object below the folder `prefix`, and on a disk the folder itself.
+
+        Others may remove it at the same time. What is written to it meanwhile may stay.
+        """
         root = self.local_path
         if root is None:
             for path in list(self.walk(prefix)):
                 self.delete(path)
-        elif (root / prefix).exists():
+        elif (root / prefix).is_symlink() or (root / prefix).is_file():
+            (root / prefix).unlink(missing_ok=True)
+        else:
             # Also what walk() does not show: empty folders, and parts left by a killed writer.
-            shutil.rmtree(root / prefix)
+            shutil.rmtree(root / prefix, onerror=_unless_shared)
 
     def delete_partial(self) -> None:
         """Remove what killed writers left on a disk of puts they had begun.
@@ -255,6 +284,13 @@ class Location:
             raise PermissionError(
                 f"store {self.url!r} is not writable ({reason}): choose another with store=URL."
             ) from None
+
+
+def _unless_shared(_: object, __: str, failure: Any) -> None:
+    """Go on where another process has removed something first, or has just written something."""
+    error = failure[1]
+    if not isinstance(error, FileNotFoundError) and error.errno != errno.ENOTEMPTY:
+        raise error
 
 
 def _normalise(url: str) -> str:

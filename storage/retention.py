@@ -1,25 +1,29 @@
-"""Which versions are kept, and the removal of the others and of what crashed publishers left.
+"""Which versions are kept, and the removal of what crashed publishers left.
 
-A version with an alias is never removed. Numbers are never given out again: a removed version keeps
-its record and gets a mark beside it. The mark is made first, then the aliases are looked at once
-more, and only then is the folder deleted; a promotion does these two in the opposite order, so that
-whichever comes second sees the other and backs off.
+A folder that no record names may belong to a publisher at work. It is collected when nothing has
+been written to it for long, by the clock of the store. Since a publisher can be held up for longer
+than any bound, both make sure: a collector marks the folder as condemned, *then* looks at the
+records, and deletes it only if none names it; a publisher creates its record, *then* looks for the
+mark. Whichever comes second sees the other. Marks are never taken back, and no folder's name is
+used twice.
 """
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
-from storage.ledgers import Ledger
-from storage.locations import AlreadyExists, Location
+from storage.locations import Location, check_name
 
-__all__ = ["Garbage", "Retention", "StoredVersion", "collect_leftovers", "remove_versions"]
+__all__ = ["Garbage", "Retention", "collect_leftovers", "condemnation", "store_time"]
 
 _PART = re.compile(r".*#\d+")
-_STAMP = "%Y%m%dT%H%M%SZ"
+# The age of what another process has removed meanwhile: too young to be touched.
+_GONE = datetime.max.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -43,14 +47,18 @@ class Retention:
         if self.keep_days is not None and self.keep_days < 0:
             raise ValueError(f"keep_days = {self.keep_days} must not be negative.")
 
-
-@dataclass(frozen=True)
-class StoredVersion:
-    """What retention needs to know of a version."""
-
-    version: int
-    folder: str
-    created_at: datetime
+    def expired(
+        self,
+        created_at: dict[int, datetime],
+        aliased: Collection[int],
+        now: Callable[[], datetime],
+    ) -> list[int]:
+        """The versions that are not kept, ascending; `now` is asked only if ages matter."""
+        old = sorted(created_at)[: -self.keep_last]
+        if self.keep_days is not None and old:
+            bound = now() - timedelta(days=self.keep_days)
+            old = [version for version in old if created_at[version] < bound]
+        return [version for version in old if version not in aliased]
 
 
 @dataclass(frozen=True)
@@ -61,84 +69,102 @@ class Garbage:
     leftovers: tuple[str, ...] = ()
 
 
-def expired(
-    versions: Collection[StoredVersion],
-    aliased: Collection[int],
-    retention: Retention,
-    now: datetime,
-) -> list[StoredVersion]:
-    """The versions that the policy does not keep, oldest first."""
-    ordered = sorted(versions, key=lambda stored: stored.version)
-    old = ordered[: -retention.keep_last]
-    if retention.keep_days is not None:
-        bound = now - timedelta(days=retention.keep_days)
-        old = [stored for stored in old if stored.created_at < bound]
-    return [stored for stored in old if stored.version not in aliased]
+def condemnation(folder: str) -> str:
+    """Path of the mark that a version's folder is, or was, being deleted as a leftover."""
+    return f"condemned/{folder}"
 
 
-def remove_versions(
-    location: Location,
-    marks: Ledger,
-    versions: Collection[StoredVersion],
-    aliased: Callable[[], Collection[int]],
-    grace: timedelta,
-    now: datetime,
-) -> list[int]:
-    """Remove versions one by one, unless an alias has come to point at them.
-
-    A version that is marked already is being removed by another collector; it is taken over only
-    if its mark is older than `grace`, when that collector must have died.
-
-    Returns
-    -------
-    list of int
-        The versions that were removed.
-    """
-    removed = []
-    for stored in versions:
-        try:
-            marks.append(stored.version, {"version": stored.version, "at": now.isoformat()})
-        except AlreadyExists:
-            marked_at = datetime.fromisoformat(marks.entries()[stored.version]["at"])
-            if marked_at > now - grace:
-                continue
-        if stored.version in aliased():
-            location.delete(marks.path(stored.version))
-            continue
-        location.delete_folder(f"versions/{stored.folder}")
-        removed.append(stored.version)
-    return removed
+def store_time(location: Location) -> datetime:
+    """The time by the clock of the store below an artifact's folder."""
+    return location.now("clock")
 
 
 def collect_leftovers(
-    location: Location, in_use: Collection[str], grace: timedelta, now: datetime, *, dry_run: bool
+    location: Location,
+    in_use: Callable[[], Collection[str]],
+    grace: timedelta,
+    *,
+    dry_run: bool,
 ) -> list[str]:
-    """Remove folders that no record refers to, and return their paths.
+    """Remove folders that no record names and to which nothing was written for `grace`.
 
-    Such a folder may belong to a publisher at work, unless nothing was written to it for `grace`.
+    Parameters
+    ----------
+    location : Location
+        The artifact's folder.
+    in_use : callable
+        The folders that records name, as the store knows it at the time of the call.
+    grace : timedelta
+        By the clock of the store.
+    dry_run : bool
+        Remove nothing, only tell.
+
+    Returns
+    -------
+    list of str
+        Paths of the folders, and of what store clients that were killed have left.
     """
-    leftovers = []
-    for folder in location.children("versions"):
-        if folder not in in_use and _last_sign_of_life(location, folder) < now - grace:
-            leftovers.append(f"versions/{folder}")
+    folders = [name for name in location.children("versions") if _is_safe(name)]
+    used = in_use()
+    strays = [folder for folder in folders if folder not in used]
+    parts = _parts(location)
+    if not strays and not parts:
+        return []
+    bound = store_time(location) - grace
+    old = [folder for folder in strays if _last_written(location, folder) < bound]
+    if not dry_run:
+        for folder in old:
+            location.put(condemnation(folder), b"")
+        used = in_use() if old else used
+        old = [folder for folder in old if folder not in used]
+        for folder in old:
+            location.delete_folder(f"versions/{folder}")
+    leftovers = [f"versions/{folder}" for folder in old]
+    for path, written in parts.items():
+        if written < bound:
+            leftovers.append(path)
             if not dry_run:
-                location.delete_folder(f"versions/{folder}")
-    root = location.local_path
-    if root is not None:
-        # A store client that is killed between writing a file and naming it leaves "<name>#<n>".
-        bound = (now - grace).timestamp()
-        for part in sorted(root.rglob("*#*")):
-            if _PART.fullmatch(part.name) and part.is_file() and part.stat().st_mtime < bound:
-                leftovers.append(part.relative_to(root).as_posix())
-                if not dry_run:
-                    part.unlink(missing_ok=True)
+                location.delete_folder(path)
     return leftovers
 
 
-def _last_sign_of_life(location: Location, folder: str) -> datetime:
-    written = location.last_modified(f"versions/{folder}")
+def _parts(location: Location) -> dict[str, datetime]:
+    """Files named "<name>#<n>", when last written: a store client was killed before it named them.
+
+    The client hides them from its own listings; object stores have none.
+    """
+    root = location.local_path
+    if root is None:
+        return {}
+    parts = (path for path in _below(root) if _PART.fullmatch(path.name) and path.is_file())
+    return {part.relative_to(root).as_posix(): _modified(part) for part in parts}
+
+
+def _last_written(location: Location, folder: str) -> datetime:
+    path = f"versions/{folder}"
+    root = location.local_path
+    if root is None:
+        return location.last_modified(path) or _GONE
+    # On a disk also what a store client is writing at this moment, which it does not list.
+    return max(_modified(part) for part in (root / path, *_below(root / path)))
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """All files and folders below a folder that others may be deleting."""
+    for place, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            yield Path(place, name)
+
+
+def _modified(path: Path) -> datetime:
     try:
-        begun = datetime.strptime(folder.partition("-")[0], _STAMP).replace(tzinfo=UTC)
+        return datetime.fromtimestamp(path.lstat().st_mtime, UTC)
+    except FileNotFoundError:
+        return _GONE
+
+
+def _is_safe(name: str) -> bool:
+    try:
+        return bool(check_name(name))
     except ValueError:
-        begun = datetime.min.replace(tzinfo=UTC)
-    return begun if written is None else max(begun, written)
+        return False

@@ -60,6 +60,15 @@ class SigningKey:
             value = Ed25519PrivateKey.from_private_bytes(self.key).sign(message).hex()
         return {"scheme": self.scheme, "value": value}
 
+    def verifying(self) -> SigningKey:
+        """The key that recognises what this one has signed."""
+        if self.scheme == "hmac-sha256":
+            return self
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+        private = Ed25519PrivateKey.from_private_bytes(self.key)
+        return SigningKey(self.scheme, private.public_key().public_bytes_raw())
+
     def has_signed(self, message: bytes, signature: Any) -> bool:
         """Whether a signature of a message was made with this key (or its private half)."""
         if not isinstance(signature, dict) or signature.get("scheme") != self.scheme:
@@ -99,6 +108,16 @@ class Keyring:
                 for text in (trusted.split(",") if trusted else ())
             ),
         )
+
+    def vouching(self) -> Keyring:
+        """The keys for what a signer passes on: without keys to trust, it trusts its own alone.
+
+        Whoever signs a state that follows from an older one answers for both, so that the older
+        one has to be authentic even where mere readers trust everyone.
+        """
+        if self.trusted or self.signing is None:
+            return self
+        return Keyring(self.signing, (self.signing.verifying(),))
 
     def sign(self, message: bytes) -> dict[str, str] | None:
         """Return the signature of a message, or None without a signing key."""

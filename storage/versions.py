@@ -217,7 +217,7 @@ class Artifact:
             if self.path is not None:
                 return hash_file(self.path / path)
             return hash_file(self.location.get(path))
-        except FileNotFoundError:
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             return None
 
     def _problem(self, path: str) -> str | None:

@@ -13,7 +13,7 @@ from prefect.logging import get_run_logger
 
 from compute.settings import INPUT_KINDS, EncodeSettings, LevelSettings, PublishSettings
 from storage.activations import ActivationSet
-from storage.artifacts import Artifact, Registry, UnknownArtifact
+from storage.artifacts import Artifact, CorruptArtifact, Registry, UnknownArtifact
 from storage.codes import CodeSet
 from storage.locations import Location
 from storage.records import canonical_json, fingerprint
@@ -225,9 +225,10 @@ def _ancestors(registry: Registry, name: str) -> list[Artifact]:
 
 
 def _is_published(registry: Registry, name: str, version: int) -> bool:
+    """Whether the version is there; one that is damaged is mended by publishing it again."""
     try:
-        registry.resolve(name, version)
-    except UnknownArtifact:
+        registry.load(name, version)
+    except (CorruptArtifact, UnknownArtifact):
         return False
     return True
 

@@ -276,24 +276,235 @@ def test_leftovers_of_a_dead_publisher_are_collected_after_a_while(registry):
 
 
 def test_a_removal_cut_short_is_finished_later(registry):
+    """The change is made, and the collector dies before it deletes the folder."""
     for i in (1, 2, 3):
         small(registry, i)
-    mark = {"version": 1, "at": datetime(2020, 1, 1, tzinfo=UTC).isoformat()}
-    registry._shelf("toy")._marks().append(1, mark)
+    registry._shelf("toy").retract(1, reason="")
     assert [v.version for v in registry.versions("toy")] == [2, 3]
     assert registry.collect_garbage().versions == {"toy": (1,)}
     assert len(registry.location.children("toy/versions")) == 2
 
 
-def test_a_promotion_during_a_removal_wins(registry):
-    """The alias came to point at version 1 after the mark was made: the version stays."""
+def test_a_promotion_and_a_removal_never_pass_each_other_by(registry, monkeypatch):
+    """An alias comes to point at version 1 while a collector is about to remove it: it stays."""
     for i in (1, 2, 3):
         small(registry, i)
-    registry.promote("toy", 1)
-    mark = {"version": 1, "at": datetime(2020, 1, 1, tzinfo=UTC).isoformat()}
-    registry._shelf("toy")._marks().append(1, mark)
+    shelf = registry._shelf("toy")
+    append, pending = shelf._append, ["production"]
+
+    def promoted_first(state, **change):
+        if pending:
+            shelf.promote(1, pending.pop(), expected=None, reason="")
+        return append(state, **change)
+
+    monkeypatch.setattr(shelf, "_append", promoted_first)
     assert registry.collect_garbage(retention=Retention(keep_last=1)).versions == {"toy": (2,)}
     assert registry.load("toy", "production", verify=True).version == 1
+
+
+def test_a_removal_before_a_promotion_is_seen_by_it(registry, monkeypatch):
+    for i in (1, 2, 3):
+        small(registry, i)
+    shelf = registry._shelf("toy")
+    append, pending = shelf._append, [1]
+
+    def removed_first(state, **change):
+        if pending:
+            shelf.retract(pending.pop(), reason="")
+        return append(state, **change)
+
+    monkeypatch.setattr(shelf, "_append", removed_first)
+    with pytest.raises(UnknownVersion, match="removed"):
+        registry.promote("toy", 1)
+    assert registry.aliases("toy") == {"latest": 3}
+
+
+def test_a_version_removed_while_it_is_opened_is_said_to_be_removed(registry, monkeypatch):
+    for i in (1, 2):
+        small(registry, i)
+    select = registry._shelf("toy").select
+
+    def collected_after(version):
+        record = select(version)
+        registry.collect_garbage(retention=Retention(keep_last=1))
+        return record
+
+    monkeypatch.setattr(registry._shelf("toy"), "select", collected_after)
+    with pytest.raises(UnknownVersion, match="has been removed"):
+        registry.load("toy", 1)
+
+
+def test_two_collectors_at_once_remove_everything_once(tmp_path):
+    for i in range(1, 41):
+        small(Registry(tmp_path), i)
+    for i in range(20):
+        stray = tmp_path / f"toy/versions/20200101T000000Z-{i:012x}"
+        for path in ("a.txt", "b/c.txt", "b/d.txt#1"):
+            (stray / path).parent.mkdir(parents=True, exist_ok=True)
+            (stray / path).write_bytes(b"half")
+    code = (
+        "import sys; from datetime import timedelta\n"
+        "from storage.artifacts import Registry, Retention\n"
+        "found = Registry(sys.argv[1]).collect_garbage("
+        "retention=Retention(keep_last=2), grace=timedelta(seconds=-5))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    collectors = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    for collector in collectors:
+        _, said = collector.communicate(timeout=100)
+        assert collector.returncode == 0, said
+    assert [v.version for v in Registry(tmp_path).versions("toy")] == [39, 40]
+    assert len(list((tmp_path / "toy/versions").iterdir())) == 2
+
+
+# ---- repair ----------------------------------------------------------------------------------
+
+
+def damage(path, how):
+    if how == "missing":
+        path.unlink()
+    elif how == "flipped":
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    else:
+        path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize("how", ["missing", "flipped", "short"])
+@pytest.mark.parametrize(
+    "path",
+    ["manifest.json", "SHA256SUMS", "README.md", "graph/nodes.parquet", "report.html", "all"],
+)
+def test_publishing_again_mends_a_damaged_version(tmp_path, path, how):
+    registry = Registry(tmp_path)
+    first = publish(registry)
+    folder = registry.load("toy").path
+    sound = {file: file.read_bytes() for file in every_file(folder)}
+    (folder / "planted.txt").write_text("x")
+    (folder / "dictionaries/linked").symlink_to("/etc/passwd")
+    for file in sound if path == "all" else [folder / path]:
+        damage(file, how)
+    with pytest.raises(CorruptArtifact):
+        registry.load("toy")
+    assert publish(Registry(tmp_path)) == first
+    assert {file: file.read_bytes() for file in every_file(folder)} == sound
+    assert registry.load("toy").version == 1
+
+
+def test_what_cannot_be_mended_is_followed_by_a_whole_version(tmp_path):
+    """Other bytes under the same fingerprint: the damaged version stays as it is."""
+    registry = Registry(tmp_path)
+    registry.publish("toy", {"a.txt": b"1", "b.txt": b"2"}, fingerprint="f")
+    registry.promote("toy", 1)
+    folder = registry.load("toy").path
+    (folder / "a.txt").write_bytes(b"0")
+    again = registry.publish("toy", {"a.txt": b"other", "b.txt": b"2"}, fingerprint="f")
+    assert again.version == 2
+    assert registry.load("toy", verify=True).read("a.txt") == b"other"
+    assert registry.publish("toy", {"a.txt": b"third"}, fingerprint="f") == again
+    assert (folder / "b.txt").read_bytes() == b"2"
+    assert registry.aliases("toy") == {"latest": 2, "production": 1}
+    with pytest.raises(CorruptArtifact, match=r"a\.txt"):
+        registry.load("toy", "production")
+
+
+def test_a_folder_in_the_place_of_a_file_cannot_be_mended_and_is_followed(tmp_path):
+    registry = Registry(tmp_path)
+    small(registry, 1)
+    file = registry.load("toy").path / "a.txt"
+    file.unlink()
+    (file / "sub").mkdir(parents=True)
+    assert small(registry, 1).version == 2
+    registry.load("toy", verify=True)
+
+
+# ---- collectors that meddle -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("moment", ["_upload", "_written", "append"])
+def test_a_folder_that_is_collected_while_it_is_published_is_given_up(
+    registry, monkeypatch, moment
+):
+    """Whenever the collector comes, the publisher returns a version that is whole."""
+    import storage.publishing as publishing
+
+    small(registry, 1)
+    times = []
+
+    def collect(*_, **__):
+        times.append(1)
+        if len(times) <= 2:
+            registry.collect_garbage(grace=timedelta(seconds=-5))
+
+    def after(function):
+        def call(*arguments, **options):
+            result = function(*arguments, **options)
+            collect()
+            return result
+
+        return call
+
+    if moment == "_upload":
+        monkeypatch.setattr(publishing, "_upload", after(publishing._upload))
+    elif moment == "_written":
+        monkeypatch.setattr(publishing._Claim, "_written", after(publishing._Claim._written))
+    else:
+        # Between the last look before the claim and the claim itself.
+        monkeypatch.setattr(publishing, "_record", after(publishing._record))
+    done = registry.publish("toy", {"a.txt": b"2", "b/c.txt": b"3"}, fingerprint="f2")
+    assert len(times) == 3
+    fresh = Registry(registry.url)
+    fresh.load("toy", done.version, verify=True)
+    assert done.version == (4 if moment == "append" else 2)
+    assert [v.version for v in fresh.versions("toy")] == [1, done.version]
+    for reference in fresh.versions("toy"):
+        fresh.load("toy", reference.version, verify=True)
+
+
+def test_a_folder_that_is_always_collected_is_said_so(registry, monkeypatch):
+    from storage.artifacts import CollectedMeanwhile
+    from storage.shelves import Shelf
+
+    monkeypatch.setattr(Shelf, "is_condemned", lambda self, folder: True)
+    with pytest.raises(CollectedMeanwhile, match="grace"):
+        small(registry, 1)
+    assert registry.names() == []
+    assert registry.location.children("toy/versions") == []
+
+
+def test_a_claim_of_unknown_outcome_leaves_its_folder(registry, monkeypatch):
+    """The store took the record, and the answer was lost: nothing may delete the files."""
+    shelf = registry._shelf("toy")
+    append = shelf.records.append
+
+    def lost(*arguments, **options):
+        append(*arguments, **options)
+        raise TimeoutError("no answer")
+
+    monkeypatch.setattr(shelf.records, "append", lost)
+    with pytest.raises(TimeoutError):
+        small(registry, 1)
+    assert Registry(registry.url).load("toy", verify=True).version == 1
+
+
+def test_a_collector_tells_age_by_the_clock_of_the_store(registry, monkeypatch):
+    """Its own is 25 hours ahead; what was written a moment ago is left alone."""
+    import storage.retention as retention
+    import storage.shelves as shelves
+
+    small(registry, 1)
+    registry.location.put("toy/versions/20200101T000000Z-abc/a.txt", b"half")
+
+    class Ahead(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime.now(tz) + timedelta(hours=25)
+
+    monkeypatch.setattr(retention, "datetime", Ahead)
+    monkeypatch.setattr(shelves, "datetime", Ahead)
+    done = registry.collect_garbage(retention=Retention(keep_last=1, keep_days=0.5))
+    assert (done.leftovers, done.versions) == ((), {})
 
 
 # ---- damage ----------------------------------------------------------------------------------
@@ -326,7 +537,7 @@ def test_every_bit_of_a_record_counts(tmp_path):
     registry = Registry(tmp_path)
     small(registry, 1)
     registry.promote("toy", 1)
-    for path in ("records/00000001.json", "aliases/production/00000001.json"):
+    for path in ("records/00000001.json", "changes/00000001.json"):
         file = tmp_path / "toy" / path
         sound = file.read_bytes()
         for at in range(len(sound)):
