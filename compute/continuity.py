@@ -17,8 +17,8 @@ from storage.comparison import compare_graphs
 from storage.exports.saelens import from_saelens
 from storage.graphs import ConceptGraph
 from storage.identity import FreshLevel, carry_identities, concept_histories
-from storage.locations import Location
 from storage.records import digest
+from storage.seals import SealedFolder
 
 __all__ = ["Continuity", "continue_from"]
 
@@ -63,7 +63,7 @@ def continue_from(
     findings: Findings,
     activations: ActivationSet,
     codes: CodeSet,
-    learned: Location,
+    learned: SealedFolder,
 ) -> Continuity:
     """Give every concept the identity that it had before, or one of its own.
 
@@ -81,8 +81,8 @@ def continue_from(
     levels, contents = [], []
     for described in describe_levels(findings):
         entry = LevelEntry.model_validate(described)
-        folder = learned / "dictionaries" / entry.name
-        files = {name: folder.get(name) for name in DICTIONARY_FILES}
+        folder = f"dictionaries/{entry.name}"
+        files = {name: learned.get(f"{folder}/{name}") for name in DICTIONARY_FILES}
         contents += [files[name] for name in sorted(files)]
         rows = activations.read(entry.name, 0, len(kept))[kept] if ancestors else None
         levels.append(FreshLevel(entry, from_saelens(files), rows))

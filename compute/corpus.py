@@ -13,12 +13,14 @@ import numpy.typing as npt
 
 from compute.settings import ExtractSettings
 from storage.locations import Location
+from storage.seals import Files
 
 if TYPE_CHECKING:
     from compute.models.language import Context
 
 __all__ = ["Corpus", "Window", "arrange"]
 
+TOKENS_FILE, CORPUS_FILE = "corpus.safetensors", "corpus.json"
 _Tokens = npt.NDArray[np.int32]
 
 
@@ -117,22 +119,22 @@ class Corpus:
             "lengths": lengths,
             "windows": windows,
         }
-        location.put("corpus.safetensors", save(arrays))
+        location.put(TOKENS_FILE, save(arrays))
         record = {
             "names": self.names,
             "blocks": self.blocks,
             "n_train_windows": self.n_train_windows,
             "vocabulary": {str(token): text for token, text in self.vocabulary.items()},
         }
-        location.put("corpus.json", json.dumps(record, ensure_ascii=False).encode())
+        location.put(CORPUS_FILE, json.dumps(record, ensure_ascii=False).encode())
 
     @classmethod
-    def load(cls, location: Location) -> Corpus:
+    def load(cls, files: Files) -> Corpus:
         """Read what :meth:`save` wrote."""
         from safetensors.numpy import load
 
-        arrays = load(location.get("corpus.safetensors"))
-        record = json.loads(location.get("corpus.json"))
+        arrays = load(files.get(TOKENS_FILE))
+        record = json.loads(files.get(CORPUS_FILE))
         cuts = np.cumsum(arrays["lengths"])[:-1]
         return cls(
             names=tuple(record["names"]),

@@ -27,9 +27,10 @@ from compute.learning import load_dictionaries, read_norm_bounds
 from compute.settings import EncodeSettings, ResourceSettings
 from storage.activations import ActivationSet
 from storage.codes import CodeLevel, CodePlan, CodeSet, CodeWriter
-from storage.doctor import clear_condemned, read_condemned
+from storage.condemned import read_condemned
 from storage.loader import kept_rows
 from storage.locations import Location
+from storage.seals import SealedFolder
 from storage.tables import NotSealed
 
 __all__ = ["ConceptSummary", "encode", "read_summary"]
@@ -164,7 +165,7 @@ class _Encoder:
     def __init__(
         self,
         activations: ActivationSet,
-        learned: str,
+        learned: SealedFolder,
         url: str,
         plan: CodePlan,
         settings: EncodeSettings,
@@ -180,11 +181,10 @@ class _Encoder:
         self.location = Location(url)
         self.writer = CodeWriter(self.location, plan)
         self.settings = settings
-        self.bounds = read_norm_bounds(Location(learned))
+        self.bounds = read_norm_bounds(learned)
         self._count = count_rows("encode")
         self.dictionaries = {
-            level: dictionary.to(device)
-            for level, dictionary in load_dictionaries(Location(learned)).items()
+            level: dictionary.to(device) for level, dictionary in load_dictionaries(learned).items()
         }
 
     def encode(self, shard: int) -> int:
@@ -238,13 +238,13 @@ class _Encoder:
                 level.n_concepts,
                 _CANDIDATES * self.settings.examples,
             )
-            summaries[f"summaries/{level.name}/{shard}.safetensors"] = summary.to_bytes()
+            summaries[_summary_path(level.name, shard)] = summary.to_bytes()
         return arrays, summaries
 
 
 def encode(
     activations: ActivationSet,
-    learned: Location,
+    learned: SealedFolder,
     location: Location,
     settings: EncodeSettings,
     *,
@@ -252,9 +252,16 @@ def encode(
     resources: ResourceSettings,
     progress: Progress = silent,
 ) -> CodeSet:
-    """Encode an activation set with the dictionaries at `learned`, or what is missing or condemned.
+    """Encode an activation set with the `learned` dictionaries, or what is missing or condemned.
 
     `progress` is told the rows encoded so far, and all rows.
+
+    Raises
+    ------
+    CorruptFile
+        If a dictionary or the norm bounds are not what was sealed.
+    ValueError
+        If a condemned shard does not come out as it was written.
     """
     try:
         found = CodeSet(location)
@@ -274,9 +281,7 @@ def encode(
         connect()
         encoder = ray.remote(**actor_options(resources))(_Encoder)
         with actor_pool(
-            lambda: encoder.remote(
-                activations, learned.url, location.url, plan, settings, resources
-            ),
+            lambda: encoder.remote(activations, learned, location.url, plan, settings, resources),
             worker_count(resources, len(shards)),
         ) as actors:
             for _, rows in actors.run("encode", shards):
@@ -288,13 +293,17 @@ def encode(
 
 def _mend(
     activations: ActivationSet,
-    learned: Location,
+    learned: SealedFolder,
     codes: CodeSet,
     settings: EncodeSettings,
     resources: ResourceSettings,
 ) -> None:
-    """Encode the condemned shards of a finished code set again; nothing else is computed."""
-    condemned = read_condemned(codes.location)
+    """Encode the condemned shards of a finished code set again, and those without a summary."""
+    condemned = dict(read_condemned(codes.location).shards)
+    for shard in codes.plan.shards:
+        for level in codes.levels:
+            if not codes.location.exists(_summary_path(level, shard)):
+                condemned.setdefault(shard, ())
     if not condemned:
         return
     import ray
@@ -303,12 +312,11 @@ def _mend(
     encoder = ray.remote(**actor_options(resources))(_Encoder)
     url, plan = codes.location.url, codes.plan
     with actor_pool(
-        lambda: encoder.remote(activations, learned.url, url, plan, settings, resources),
+        lambda: encoder.remote(activations, learned, url, plan, settings, resources),
         worker_count(resources, len(condemned)),
     ) as actors:
         for _ in actors.run("remake", condemned.items()):
             pass
-    clear_condemned(codes.location)
 
 
 def code_plan(
@@ -338,8 +346,11 @@ def read_summary(codes: CodeSet, level: str) -> ConceptSummary:
     """The summary of one level over all kept rows, merged shard by shard."""
     merged: ConceptSummary | None = None
     for shard in codes.plan.shards:
-        data = codes.location.get(f"summaries/{level}/{shard}.safetensors")
-        part = ConceptSummary.from_bytes(data)
+        part = ConceptSummary.from_bytes(codes.files.get(_summary_path(level, shard)))
         merged = part if merged is None else merged.merge(part)
     assert merged is not None  # a plan has at least one row
     return merged
+
+
+def _summary_path(level: str, shard: int) -> str:
+    return f"summaries/{level}/{shard}.safetensors"

@@ -1,6 +1,6 @@
 """Extraction: Ray actors that hold a model stage blocks of rows, then whole shuffled shards.
 
-A finished set with condemned shards (``storage/doctor.py``) is mended here too: the model runs
+A finished set with condemned shards (``storage/condemned.py``) is mended here too: the model runs
 again, on those batches only whose rows lie in such a shard.
 """
 
@@ -23,11 +23,11 @@ from compute.cluster import (
     worker_count,
     worker_log,
 )
-from compute.gallery import save_pictures
+from compute.gallery import missing_pictures, save_pictures
 from compute.pictures import png
 from compute.settings import ResourceSettings
 from storage.activations import ActivationPlan, ActivationSet, ActivationWriter, NotSealed
-from storage.doctor import clear_condemned, read_condemned
+from storage.condemned import read_condemned
 from storage.locations import Location
 
 if TYPE_CHECKING:
@@ -54,13 +54,14 @@ class _Extractor:
     def stage(self, task: tuple[int, Sequence[Any]]) -> int:
         """Run the model on a block's items and store the rows; return their number."""
         block, items = task
-        rows = self._loaded().extract(items)
-        if rows.pictures:
-            shown = {sample: png(picture) for sample, picture in rows.pictures.items()}
-            save_pictures(self.writer.location, block, shown)
+        rows = self._show(block, items)
         count = self.writer.stage(block, *self._arrays(rows))
         self._count(count)
         return count
+
+    def show(self, task: tuple[int, Sequence[Any]]) -> None:
+        """Run the model on a block's items for their pictures alone."""
+        self._show(*task)
 
     def write(self, shard: int) -> int:
         """Gather and write one shard; return its rows."""
@@ -95,6 +96,13 @@ class _Extractor:
                 for column in self.writer.plan.columns
             },
         )
+
+    def _show(self, block: int, items: Sequence[Any]) -> Rows:
+        rows: Rows = self._loaded().extract(items)
+        if rows.pictures:
+            shown = {sample: png(picture) for sample, picture in rows.pictures.items()}
+            save_pictures(self.writer.location, block, shown)
+        return rows
 
     def _loaded(self) -> Any:
         if self._adapter is None:
@@ -139,6 +147,7 @@ def write_activations(
     items: Callable[[int], Sequence[Any]],
     load: Callable[[], Any],
     *,
+    pictures: bool = False,
     resources: ResourceSettings,
     progress: Progress = silent,
 ) -> ActivationSet:
@@ -153,6 +162,8 @@ def write_activations(
         The inputs of a block, by its number, as the adapter takes them.
     load : callable
         Loads the model adapter; called once in each worker, so it must travel there.
+    pictures : bool
+        Whether every block leaves pictures; those that a finished set lacks are made again.
     resources : ResourceSettings
         What each worker holds; the bytes written do not depend on how many there are.
     progress : callable
@@ -164,9 +175,12 @@ def write_activations(
         If a row is not finite, or a condemned shard does not come out as it was written.
     """
     try:
-        return _mended(ActivationSet(location), items, load, resources)
+        found = ActivationSet(location)
     except NotSealed:
         pass
+    else:
+        _mend(found, items, load, resources, pictures=pictures)
+        return found
     writer = ActivationWriter(location, plan)
     writer.prepare()
     blocks = writer.missing_blocks()
@@ -195,23 +209,29 @@ def write_activations(
     return ActivationSet(location)
 
 
-def _mended(
+def _mend(
     activations: ActivationSet,
     items: Callable[[int], Sequence[Any]],
     load: Callable[[], Any],
     resources: ResourceSettings,
-) -> ActivationSet:
-    """The set after its condemned shards, if any, are computed again, and nothing else.
+    *,
+    pictures: bool,
+) -> None:
+    """Compute the condemned shards of a finished set again, and pictures that are not there.
 
     A shard's rows come from all over the inputs, so the model runs on each batch of inputs that
     has a row in it. Memory holds one shard at a time.
     """
-    plan, condemned = activations.plan, read_condemned(activations.location)
-    if not condemned:
-        return activations
-    writer = ActivationWriter(activations.location, plan)
+    plan, location = activations.plan, activations.location
+    condemned = read_condemned(location).shards
+    unseen = missing_pictures(location, plan.n_blocks) if pictures else []
+    if not condemned and not unseen:
+        return
+    writer = ActivationWriter(location, plan)
     connect()
-    with _extractors(activations.location, plan, load, resources, plan.n_blocks) as extractors:
+    with _extractors(location, plan, load, resources, plan.n_blocks) as extractors:
+        for _ in extractors.run("show", ((block, items(block)) for block in unseen)):
+            pass
         for shard, paths in condemned.items():
             columns = {path: plan.column(path).empty(plan.shard_size(shard)) for path in paths}
             tasks = ((block, items(block), rows) for block, rows in _origins(plan, shard))
@@ -220,8 +240,6 @@ def _mended(
                 for path, values in columns.items():
                     values[within] = found[path]
             writer.remake(shard, columns)
-    clear_condemned(activations.location)
-    return activations
 
 
 def _origins(plan: ActivationPlan, shard: int) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:

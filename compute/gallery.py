@@ -14,12 +14,20 @@ import numpy.typing as npt
 from compute.pictures import Pictures, fit
 from compute.settings import ExtractSettings
 from storage.locations import Location
+from storage.seals import Files
 
 if TYPE_CHECKING:
     from compute.models.diffusion import Image, Prompt
 
-__all__ = ["Gallery", "arrange_gallery", "read_pictures", "save_pictures"]
+__all__ = [
+    "Gallery",
+    "arrange_gallery",
+    "missing_pictures",
+    "read_pictures",
+    "save_pictures",
+]
 
+GALLERY_FILE = "gallery.json"
 _FOLDER = "pictures"
 
 
@@ -110,12 +118,12 @@ class Gallery:
     def save(self, location: Location) -> None:
         """Write the gallery below `location` as one JSON file."""
         record = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        location.put("gallery.json", json.dumps(record, ensure_ascii=False).encode())
+        location.put(GALLERY_FILE, json.dumps(record, ensure_ascii=False).encode())
 
     @classmethod
-    def load(cls, location: Location) -> Gallery:
+    def load(cls, files: Files) -> Gallery:
         """Read what :meth:`save` wrote."""
-        record: dict[str, Any] = json.loads(location.get("gallery.json"))
+        record: dict[str, Any] = json.loads(files.get(GALLERY_FILE))
         fields: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value
             for name, value in record.items()
@@ -184,13 +192,19 @@ def save_pictures(location: Location, block: int, pictures: dict[int, bytes]) ->
     location.put(f"{_FOLDER}/{block}.safetensors", save(arrays | {"png": np.concatenate(data)}))
 
 
-def read_pictures(location: Location, samples: set[int]) -> dict[int, bytes]:
+def missing_pictures(location: Location, n_blocks: int) -> list[int]:
+    """Blocks whose pictures are not there."""
+    there = set(location.children(_FOLDER))
+    return [block for block in range(n_blocks) if f"{block}.safetensors" not in there]
+
+
+def read_pictures(files: Files, samples: set[int]) -> dict[int, bytes]:
     """Read the PNG of some samples."""
     from safetensors.numpy import load
 
     found: dict[int, bytes] = {}
-    for name in location.children(_FOLDER):
-        arrays: dict[str, npt.NDArray[Any]] = load(location.get(f"{_FOLDER}/{name}"))
+    for name in files.children(_FOLDER):
+        arrays: dict[str, npt.NDArray[Any]] = load(files.get(f"{_FOLDER}/{name}"))
         starts = np.concatenate([[0], arrays["ends"][:-1]])
         for sample, start, end in zip(arrays["samples"], starts, arrays["ends"], strict=True):
             if int(sample) in samples:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,15 +13,19 @@ from compute.cluster import Progress, actor_options, connect, silent, watch, wor
 from compute.dictionaries.settings import DictionarySettings
 from compute.settings import LearnSettings, ResourceSettings
 from storage.activations import ActivationSet
+from storage.damage import CorruptFile
 from storage.exports.saelens import CONFIG_FILE, SPARSITY_FILE, WEIGHTS_FILE, to_saelens
 from storage.loader import ActivationLoader, kept_rows
 from storage.locations import Location, NotFound
+from storage.seals import SealedFolder, seal_files
 
 __all__ = ["DICTIONARY_FILES", "load_dictionaries", "norm_bounds", "train"]
 
 DICTIONARY_FILES = (CONFIG_FILE, WEIGHTS_FILE, SPARSITY_FILE)
 _BOUNDS = "norm_bounds.json"
-_CHECKPOINT = "checkpoints/latest.json"
+_CHECKPOINTS = "checkpoints"
+# A damaged one is not used, and training goes on from the one before it.
+_KEPT_CHECKPOINTS = 2
 # Rows are shuffled globally, so the first ones are a fair sample of all.
 _MEDIAN_ROWS = 1_000_000
 
@@ -45,13 +50,15 @@ def train(
     *,
     metadata: Mapping[str, Mapping[str, Any]],
     resources: ResourceSettings,
+    known: SealedFolder | None = None,
     progress: Progress = silent,
 ) -> dict[str, dict[str, float]]:
     """Train a dictionary for every level, or go on from the last checkpoint.
 
     A hierarchical selection model is fitted to some rows in memory; it has no checkpoints.
 
-    Writes ``dictionaries/<level>/`` in SAELens' layout and the norm bounds below `location`.
+    Writes ``dictionaries/<level>/`` in SAELens' layout and the norm bounds below `location`, and
+    leaves checkpoints below ``checkpoints``.
 
     Parameters
     ----------
@@ -63,6 +70,9 @@ def train(
         Per level, what its ``cfg.json`` shall say.
     resources : ResourceSettings
         What the training task reserves; its CPUs are its threads.
+    known : SealedFolder, optional
+        What an earlier run wrote at `location`: levels whose weights are whole are not trained
+        again.
     progress : callable
         Told the steps done and all steps.
 
@@ -71,6 +81,7 @@ def train(
     dict of str to dict
         Per level, scores on the held-out rows: explained_variance, l0, dead_share (concepts that
         no kept row of either split activates), n_rows, n_outliers (rows left out, of both splits).
+        One that is not a number is left out.
     """
     import ray
 
@@ -78,31 +89,38 @@ def train(
     task = ray.remote(max_retries=3, **actor_options(resources))(_train)
     scores: dict[str, dict[str, float]] = watch(
         lambda report: task.remote(
-            activations, location.url, settings, metadata, resources, report
+            activations, location.url, settings, metadata, resources, known, report
         ),
         progress,
     )
     return scores
 
 
-def load_dictionaries(location: Location) -> dict[str, Any]:
-    """The dictionaries that :func:`train` wrote: level → :class:`Dictionary`."""
+def load_dictionaries(learned: SealedFolder) -> dict[str, Any]:
+    """The dictionaries that :func:`train` wrote: level → :class:`Dictionary`.
+
+    Raises
+    ------
+    CorruptFile
+        If a file is not the one that was sealed.
+    """
     from compute.dictionaries import Dictionary
     from storage.exports.saelens import from_saelens
 
     found = {}
-    for level in location.children("dictionaries"):
-        folder = location / "dictionaries" / level
-        files = {n: folder.get(n) for n in DICTIONARY_FILES if folder.exists(n)}
-        published = from_saelens(files)
+    for level in learned.children("dictionaries"):
+        paths = {name: f"dictionaries/{level}/{name}" for name in DICTIONARY_FILES}
+        published = from_saelens(
+            {name: learned.get(path) for name, path in paths.items() if learned.exists(path)}
+        )
         k = published.k or int(published.metadata["k"])
         found[level] = Dictionary.from_weights(published.architecture, published.weights, k=k)
     return found
 
 
-def read_norm_bounds(location: Location) -> dict[str, float]:
+def read_norm_bounds(learned: SealedFolder) -> dict[str, float]:
     """The norm bounds that :func:`train` used: level → largest norm."""
-    bounds: dict[str, float] = json.loads(location.get(_BOUNDS))
+    bounds: dict[str, float] = json.loads(learned.get(_BOUNDS))
     return bounds
 
 
@@ -112,6 +130,7 @@ def _train(
     settings: LearnSettings,
     metadata: Mapping[str, Mapping[str, Any]],
     resources: ResourceSettings,
+    known: SealedFolder | None,
     report: Any,
 ) -> dict[str, dict[str, float]]:
     import torch
@@ -120,20 +139,24 @@ def _train(
     location = Location(url)
     bounds = norm_bounds(activations, settings.outlier_norm)
     location.put(_BOUNDS, json.dumps(bounds).encode())
-    if settings.method == "hierarchical":
-        dictionaries = _together(activations, settings, bounds, report)
-    else:
-        dictionaries = _apart(activations, location, settings, bounds, resources, report)
+    found = _whole(known, settings, activations.levels)
+    missing = [level for level in activations.levels if level not in found]
+    if missing and settings.method == "hierarchical":
+        found = _together(activations, settings, bounds, report) | found
+    elif missing:
+        found |= _apart(activations, missing, location, settings, bounds, resources, report)
     scores = {}
-    for level, dictionary in dictionaries.items():
+    for level in activations.levels:
+        dictionary = found[level]
         held_out = _evaluate(activations, dictionary, level, bounds, "held_out")
         train = _evaluate(activations, dictionary, level, bounds, "train")
         silent_everywhere = (held_out.frequencies == 0) & (train.frequencies == 0)
-        scores[level] = held_out.summary() | {
+        told = held_out.summary() | {
             "dead_share": float(silent_everywhere.mean()),
             "train_explained_variance": train.explained_variance,
             "n_outliers": float(len(activations) - held_out.n_rows - train.n_rows),
         }
+        scores[level] = {name: value for name, value in told.items() if math.isfinite(value)}
         rows = held_out.n_rows + train.n_rows
         firing = (held_out.frequencies * held_out.n_rows + train.frequencies * train.n_rows) / rows
         files = to_saelens(
@@ -144,32 +167,57 @@ def _train(
             frequency=firing,
         )
         for name, data in files.items():
-            location.put(f"dictionaries/{level}/{name}", data)
-    location.delete_folder("checkpoints")
+            path = f"dictionaries/{level}/{name}"
+            if known is None or known.find_damage([path]):
+                location.put(path, data)
     return scores
+
+
+def _whole(
+    known: SealedFolder | None, settings: LearnSettings, levels: Sequence[str]
+) -> dict[str, Any]:
+    """Level → its dictionary, of those whose weights are there as they were sealed."""
+    from safetensors.numpy import load
+
+    from compute.dictionaries import Dictionary
+
+    together = settings.method == "hierarchical"
+    architecture = "jumprelu" if together else settings.architecture
+    found: dict[str, Any] = {}
+    if known is None:
+        return found
+    for level in levels:
+        try:
+            weights = load(known.get(f"dictionaries/{level}/{WEIGHTS_FILE}"))
+        except CorruptFile:
+            continue
+        found[level] = Dictionary.from_weights(architecture, weights, k=settings.k)
+    return found
 
 
 def _apart(
     activations: ActivationSet,
+    levels: Sequence[str],
     location: Location,
     settings: LearnSettings,
     bounds: dict[str, float],
     resources: ResourceSettings,
     report: Any,
 ) -> dict[str, Any]:
-    """Level → its dictionary, trained by itself on all rows."""
+    """Level → its dictionary, of these levels, each trained by itself on all rows."""
     import torch
 
     from compute.dictionaries import train_levels
     from compute.models.devices import choose_device
 
     own = {name: getattr(settings, name) for name in DictionarySettings.model_fields}
-    chosen = {level: DictionarySettings(**own) for level in activations.levels}
+    chosen = {level: DictionarySettings(**own) for level in levels}
     device = choose_device("auto" if resources.gpus else "cpu")
     trainers, done = _restore(location, chosen, str(device))
     worker_log().info("training on %s from step %d of %d", device, done, settings.steps)
     loader = ActivationLoader(
         activations,
+        levels=levels,
         batch_size=settings.batch_size,
         seed=settings.seed,
         max_norm=bounds,
@@ -248,27 +296,37 @@ def _evaluate(
 
 
 def _checkpoint(location: Location, step: int, trainers: Mapping[str, Any]) -> None:
+    folder = location / _CHECKPOINTS / str(step)
     for level, trainer in trainers.items():
-        location.put(f"checkpoints/{step}/{level}.safetensors", trainer.checkpoint())
-    location.put(_CHECKPOINT, json.dumps({"step": step}).encode())
-    for name in location.children("checkpoints"):
-        if name.isdigit() and int(name) < step:
-            location.delete_folder(f"checkpoints/{name}")
+        folder.put(f"{level}.safetensors", trainer.checkpoint())
+    seal_files(folder, [f"{level}.safetensors" for level in trainers])
+    for earlier in _checkpoint_steps(location)[_KEPT_CHECKPOINTS:]:
+        location.delete_folder(f"{_CHECKPOINTS}/{earlier}")
+
+
+def _checkpoint_steps(location: Location) -> list[int]:
+    """Steps of which there is something, latest first."""
+    return sorted(map(int, filter(str.isdigit, location.children(_CHECKPOINTS))), reverse=True)
 
 
 def _restore(
     location: Location, settings: Mapping[str, DictionarySettings], device: str
 ) -> tuple[dict[str, Any], int]:
+    """Trainers of the latest checkpoint that is whole, and the steps that they have done."""
     from compute.dictionaries import DictionaryTrainer
 
-    try:
-        step = int(json.loads(location.get(_CHECKPOINT))["step"])
-    except NotFound:
-        return {}, 0
-    trainers = {
-        level: DictionaryTrainer.from_checkpoint(
-            location.get(f"checkpoints/{step}/{level}.safetensors"), device
-        )
-        for level in settings
-    }
-    return trainers, step
+    for step in _checkpoint_steps(location):
+        try:
+            sealed = SealedFolder.open(location / _CHECKPOINTS / str(step))
+            trainers = {
+                level: DictionaryTrainer.from_checkpoint(sealed.get(f"{level}.safetensors"), device)
+                for level in settings
+            }
+        except NotFound:
+            # A killed run had not ended it.
+            continue
+        except CorruptFile as error:
+            worker_log().warning("the checkpoint of step %d is not used: %s", step, error)
+            continue
+        return trainers, step
+    return {}, 0

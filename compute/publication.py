@@ -37,7 +37,7 @@ from storage.atlas import (
 from storage.atlas.labels import ContrastLabeller, background_counts, contrast_words, words_of
 from storage.codes import CodeSet
 from storage.graphs import ConceptGraph, concept_place
-from storage.locations import Location
+from storage.seals import SealedFolder
 
 if TYPE_CHECKING:
     from compute.selection.assumptions import AssumptionReport
@@ -85,7 +85,7 @@ class Findings:
 def gather_findings(
     activations: ActivationSet,
     codes: CodeSet,
-    learned: Location,
+    learned: SealedFolder,
     graph: ConceptGraph,
     samples: Corpus | Gallery,
     levels: Sequence[LevelSettings],
@@ -141,7 +141,7 @@ class _Pictures:
         activations, _, gallery = self._of
         examples = picture_examples(*self._of, level, summary, settings)
         samples = {example.sample for chosen in examples for example in chosen}
-        pictures = read_pictures(activations.location, samples)
+        pictures = read_pictures(activations.files, samples)
         shown = [
             [image_example(e, gallery, pictures[e.sample]) for e in chosen] for chosen in examples
         ]
@@ -159,7 +159,7 @@ class _Pictures:
         return " · ".join([", ".join(words), *where] if words else where)
 
 
-def artifact_files(findings: Findings, learned: Location) -> dict[str, bytes]:
+def artifact_files(findings: Findings, learned: SealedFolder) -> dict[str, bytes]:
     """The deterministic files of the artifact: dictionaries, graph and examples."""
     files: dict[str, bytes] = {}
     for level in findings.levels:
@@ -245,7 +245,7 @@ def atlas_data(
                 hookpoint=level.settings.hookpoint,
                 timestep=level.settings.timestep,
                 n_concepts=len(level.summary.counts),
-                metrics={key: float(level.scores[key]) for key in shown},
+                metrics={key: float(level.scores[key]) for key in shown if key in level.scores},
             )
         )
     edges = [

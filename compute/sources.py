@@ -10,19 +10,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compute.corpus import Corpus, arrange
-from compute.gallery import Gallery, arrange_gallery
+from compute.corpus import CORPUS_FILE, TOKENS_FILE, Corpus, arrange
+from compute.gallery import GALLERY_FILE, Gallery, arrange_gallery
 from compute.inputs import Document, documents_hash, read_documents, read_prompts
 from compute.pictures import Pictures, open_pictures
 from compute.settings import ExtractSettings, InputSettings, LevelSettings, ModelSettings
+from storage.damage import CorruptFile
 from storage.locations import Location, NotFound
+from storage.seals import Files, SealedFolder, seal_files
 
 if TYPE_CHECKING:
     from compute.models.base import Level
     from compute.models.diffusion_facts import DiffusionFacts
     from compute.models.language_facts import LanguageFacts
 
-__all__ = ["Samples", "Sources", "load_samples", "look"]
+__all__ = ["Samples", "Sources", "load_samples", "look", "resumed_samples", "save_samples"]
+
+_SAMPLES_SEAL = "samples.json"
 
 Samples = Corpus | Gallery
 """What a run reads, in canonical order and in blocks."""
@@ -282,12 +286,24 @@ def look(
     )
 
 
-def load_samples(location: Location) -> Samples:
-    """Read the corpus or the gallery that lies beside an activation set."""
+def save_samples(samples: Samples, location: Location) -> None:
+    """Write the corpus or the gallery, and its seal, for a run that goes on here."""
+    samples.save(location)
+    names = [GALLERY_FILE] if isinstance(samples, Gallery) else [TOKENS_FILE, CORPUS_FILE]
+    seal_files(location, names, _SAMPLES_SEAL)
+
+
+def resumed_samples(location: Location) -> Samples | None:
+    """What an earlier run has saved here; None if it is not there as it was saved."""
     try:
-        return Gallery.load(location)
-    except NotFound:
-        return Corpus.load(location)
+        return load_samples(SealedFolder.open(location, _SAMPLES_SEAL))
+    except (NotFound, CorruptFile):
+        return None
+
+
+def load_samples(files: Files) -> Samples:
+    """Read the corpus or the gallery that lies beside an activation set."""
+    return Gallery.load(files) if files.exists(GALLERY_FILE) else Corpus.load(files)
 
 
 def _places(levels: Sequence[LevelSettings]) -> tuple[Level, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from flows.services import default_home, known_login
 from flows.stack_command import register as register_stack
 from flows.steer_command import steer
 from flows.trainings import TRAININGS, load_training
+from storage.damage import Damaged
 
 __all__ = ["app", "main"]
 
@@ -55,11 +57,11 @@ SetOption = Annotated[
 
 
 def main() -> None:
-    """Run the command line; bad input ends with one sentence and exit code 2."""
+    """Run the command line; bad input and damage end with one sentence and exit code 2."""
     try:
         _begin()
         app()
-    except (BadInput, PermissionError) as error:
+    except (BadInput, PermissionError, Damaged) as error:
         _refuse(error)
 
 
@@ -179,7 +181,12 @@ def _begin_server() -> Callable[[], None]:
 
 def _summary(references: dict[str, Any]) -> None:
     told = references["publish"].summary
-    out.print(f"\n[bold green]{told['name']} v{told['version']}[/] is published")
+    title = f"{told['name']} v{told['version']}"
+    if told["status"] == "published":
+        out.print(f"\n[bold green]{title}[/] is published")
+    else:
+        reasons = "; ".join(told["rejections"])
+        out.print(f"\n[bold red]{title}[/] is rejected: {reasons}", soft_wrap=True)
     out.print(f"  artifact  {told['artifact']}", soft_wrap=True)
     out.print(f"  report    {told['report']}", soft_wrap=True)
     out.print(f"  content   {references['publish'].content_hash}\n", soft_wrap=True)
@@ -194,7 +201,7 @@ def _summary(references: dict[str, Any]) -> None:
             name,
             f"{nodes.get(str(number), 0):,}",
             f"{edges.get(str(number), 0):,}",
-            f"{scores['explained_variance']:.3f}",
+            f"{scores.get('explained_variance', math.nan):.3f}",
             f"{scores['l0']:.1f}",
             f"{scores['dead_share']:.1%}",
         )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+import os
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 from rich.console import Console
@@ -12,23 +13,26 @@ from rich.markup import escape
 from flows.recipe import BadInput, Recipe, load_recipe, recipe_names
 
 if TYPE_CHECKING:
-    from storage.doctor import Damage
+    from storage.doctor import Finding
+    from storage.locations import Location
+    from storage.references import Step
 
 __all__ = ["doctor"]
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
-_STEPS = ("extract", "encode")
+# What is mended shows what was hidden behind it: rows behind a plan, folders behind their files.
+_MOST_ROUNDS = 4
 
 
 def doctor(
     target: Annotated[
         str,
-        typer.Argument(help="A recipe, or the folder or URL of an activation set or a code set."),
+        typer.Argument(help="A recipe, or the folder or URL of a store, of a step or of a table."),
     ],
     repair: Annotated[
-        bool, typer.Option("--repair", help="Compute damaged shards again; needs a recipe.")
+        bool, typer.Option("--repair", help="Make what is damaged again; needs a recipe.")
     ] = False,
     settings: Annotated[
         list[str],
@@ -38,31 +42,41 @@ def doctor(
         str | None, typer.Option("--store", envvar="STRATA_STORE", help="As in `strata run`.")
     ] = None,
 ) -> None:
-    """Check every byte of what is stored against its checksums, and say which shards are damaged.
+    """Check every byte of what is stored against its seals, and say which files are damaged.
 
-    Given a recipe, looks at everything in its store; with `--repair`, computes the damaged shards
-    again, and only those. They come out as they were, byte for byte, or the command fails.
+    Given a recipe, looks at everything in its store; with `--repair`, makes what is damaged again,
+    and only that. It comes out as it was, byte for byte, or the command fails. What killed writers
+    left is removed; what no step wrote is named and stays. Nobody should be at work on the store.
     """
     recipe = _recipe(target, settings, store)
     if recipe is None:
         if repair:
             raise BadInput(
-                f"target {target!r} is not a recipe: give the one that wrote it, since --repair "
-                "runs its model again."
+                f"target {_shown(target)} is not a recipe: give the one that wrote it, since "
+                "--repair runs its model again."
             )
-        damaged = {target: _look(target)}
+        findings = _look(target)
     else:
-        damaged = {url: _look(url) for url in _tables(recipe.store)}
-        if not damaged:
-            out.print(f"Nothing is finished in {recipe.store} yet.", soft_wrap=True)
-    damaged = {url: damage for url, damage in damaged.items() if damage}
-    if recipe is not None and repair and damaged:
-        _repair(recipe, damaged)
-        damaged = {url: damage for url in damaged if (damage := _look(url))}
-        if damaged:
-            err.print("What is left was written by another recipe: run the doctor with that one.")
-    if damaged:
+        findings = _look(recipe.store)
+        rounds = 0
+        while repair and any(map(_can_be_mended, findings)) and rounds < _MOST_ROUNDS:
+            before = findings
+            _repair(recipe, findings)
+            findings = _look(recipe.store)
+            rounds += 1
+            if findings == before:
+                break
+        if repair and any(map(_can_be_mended, findings)):
+            err.print(
+                "What is left was written by another recipe or by a training: run the doctor with "
+                "that recipe, or that training again."
+            )
+    if any(finding.is_damage for finding in findings):
         raise typer.Exit(1)
+
+
+def _can_be_mended(finding: Finding) -> bool:
+    return finding.kind not in ("stranger", "unfinished")
 
 
 def _recipe(target: str, settings: Sequence[str], store: str | None) -> Recipe | None:
@@ -71,66 +85,127 @@ def _recipe(target: str, settings: Sequence[str], store: str | None) -> Recipe |
     return load_recipe(target, [*settings, *([f"store={store}"] if store else [])])
 
 
-def _tables(store: str) -> list[str]:
-    """URLs of all finished tables of a store."""
+def _look(url: str) -> list[Finding]:
+    """Look at whatever lies at a URL, say what was found, and return it.
+
+    Raises
+    ------
+    BadInput
+        If nothing is there that could be looked at.
+    """
+    from obstore.exceptions import BaseError
+
     from storage.locations import Location
 
-    folders = [
-        Location(store) / step / name
-        for step in _STEPS
-        for name in (Location(store) / step).children()
-    ]
-    return [folder.url for folder in folders if folder.exists("sealed.json")]
-
-
-def _look(url: str) -> list[Damage]:
-    from storage.damage import CorruptMetadata, NotSealed
-    from storage.doctor import find_damage
-    from storage.locations import Location
-    from storage.tables import open_table
-
-    damage: list[Damage]
     try:
-        table = open_table(Location(url))
+        location = Location(url)
+        folder = location.local_path
+        if folder is not None and folder.exists() and not folder.is_dir():
+            raise BadInput(f"{location.url} is a file: give the folder of a store or of a step.")
+        return _examine(location)
+    except (BaseError, OSError) as error:
+        reason = (str(error).splitlines() or [""])[0][:200]
+        raise BadInput(
+            f"{_shown(url)} cannot be read ({type(error).__name__}: {reason}): check the URL, the "
+            "rights to it, and the variables AWS_… or GOOGLE_… that hold its credentials."
+        ) from None
+    except ValueError as error:
+        raise BadInput(str(error)) from None
+
+
+def _examine(location: Location) -> list[Finding]:
+    from storage.doctor import STEPS, examine, examine_models, examine_registry, step_folders
+    from storage.references import RECORD_FILES
+
+    if any(_lies_at(location, name) for name in RECORD_FILES):
+        return _told(location.url, examine(location))
+    if _lies_at(location, "plan.json"):
+        return _told(location.url, _examine_table(location))
+    if not {*STEPS, "artifacts", "models"} & set(location.children()):
+        raise BadInput(
+            f"{location.url} holds no finished step, table or artifact: give a store, or the "
+            "folder of one of its steps."
+        )
+    found: list[Finding] = []
+    for folder in step_folders(location):
+        found += _told(folder.url, examine(folder))
+    found += _told(f"{location.url}/artifacts", examine_registry(location))
+    if location.children("models"):
+        found += _told(f"{location.url}/models", examine_models(location))
+    return found
+
+
+def _lies_at(location: Location, name: str) -> bool:
+    folder = location.local_path
+    # Of a file or a pipe alike, which nobody must open here.
+    return location.exists(name) if folder is None else os.path.lexists(folder / name)
+
+
+def _examine_table(location: Location) -> list[Finding]:
+    """Look at a table by itself, without the record of a step."""
+    from storage.damage import CorruptFile, NotSealed
+    from storage.doctor import Finding, find_damage
+    from storage.tables import open_table, shard_object
+
+    try:
+        table = open_table(location)
         damage = find_damage(table)
     except NotSealed as error:
         raise BadInput(f"{error} Give the folder of a finished one, or a recipe.") from None
-    except CorruptMetadata as error:
-        damage = [error]
-    for found in damage:
-        err.print(f"[red]damaged[/] {escape(str(found))}", soft_wrap=True)
-    if not damage:
-        shards, rows = len(table.plan.shards), len(table)
-        out.print(f"{url}: {shards} shards of {rows:,} rows are whole.", soft_wrap=True)
-    return damage
+    except CorruptFile as error:
+        return [Finding(location.url, error.path, "damaged", error.reason)]
+    return [
+        Finding(location.url, error.path, "damaged", error.reason)
+        if isinstance(error, CorruptFile)
+        else Finding(
+            location.url,
+            shard_object(table.plan, error.array, error.shard),
+            "damaged",
+            error.reason,
+            error,
+        )
+        for error in damage
+    ]
 
 
-def _repair(recipe: Recipe, damaged: dict[str, list[Any]]) -> None:
-    from storage.damage import CorruptMetadata, CorruptShard
-    from storage.doctor import condemn, mend_metadata, unseal
+def _told(url: str, findings: Iterable[Finding]) -> list[Finding]:
+    findings = list(findings)
+    for finding in findings:
+        colour = "red" if finding.is_damage else "yellow"
+        err.print(f"[{colour}]{finding.kind}[/] {escape(str(finding))}", soft_wrap=True)
+    if not findings:
+        out.print(f"{escape(url)} is whole.", soft_wrap=True)
+    return findings
+
+
+def _repair(recipe: Recipe, findings: Sequence[Finding]) -> None:
+    from storage.doctor import STEPS, step_folders
     from storage.locations import Location
-    from storage.tables import open_table
+    from storage.mending import Copies, mend, mend_models, mend_registry
 
-    condemned = set()
-    for url, damage in damaged.items():
-        step = url.rsplit("/", 2)[-2]
-        metadata = [error for error in damage if isinstance(error, CorruptMetadata)]
-        if {error.path for error in metadata} & {"plan.json", "sealed.json"}:
-            unseal(Location(url))
-            condemned.add(step)
-            continue
-        table = open_table(Location(url))
-        if metadata:
-            mend_metadata(table, metadata)
-        shards = [error for error in damage if isinstance(error, CorruptShard)]
-        if shards:
-            condemn(table, shards)
-            condemned.add(step)
-    if condemned:
+    store = Location(recipe.store)
+    copies = Copies(store)
+    folders = {folder.url: folder for folder in step_folders(store)}
+    again: set[str] = set()
+    for url, folder in folders.items():
+        own = [finding for finding in findings if finding.url == url]
+        if any(map(_can_be_mended, own)) and mend(folder, own, copies):
+            again.add(url.rsplit("/", 2)[-2])
+    mend_models(store, findings, copies)
+    if mend_registry(store, findings, copies):
+        again.add("publish")
+    # Trainings are no part of a recipe.
+    last = max(again - {"train", "score"}, key=STEPS.index, default=None)
+    if last is not None:
         from flows.temporary_server import begin_server
 
         server_answers = begin_server()
         from flows.build import repair
 
         server_answers()
-        repair(recipe, last="encode" if "encode" in condemned else "extract")
+        repair(recipe, last=cast("Step", last))
+
+
+def _shown(url: str) -> str:
+    """A target as it may be repeated: without what a query could hold."""
+    return repr(url.split("?", 1)[0])

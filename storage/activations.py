@@ -240,11 +240,26 @@ class ActivationWriter(TableWriter[ActivationPlan]):
         norms = np.linalg.norm(_to_float32(stored, self.plan.dtype), axis=1)
         if not np.isfinite(norms).all():
             row = int(np.flatnonzero(~np.isfinite(norms))[0])
-            raise ValueError(
-                f"level {level.name!r} has an activation that is not finite in {self.plan.dtype} "
-                f"(row {row} of the block): choose extract.dtype=bfloat16 or float32."
-            )
+            raise ValueError(self._not_finite(level, row, values[row]))
         return np.ascontiguousarray(stored), norms.astype("<f4")
+
+    def _not_finite(self, level: LevelPlan, row: int, values: _Array) -> str:
+        """Why a row cannot be stored, and what helps."""
+        where = f"level {level.name!r} has an activation that is not finite"
+        at = f"(row {row} of the block)"
+        given = _to_readable(values, "bfloat16") if values.dtype == np.uint16 else values
+        if not np.isfinite(given).all():
+            return (
+                f"{where} {at}, and the model itself gave it: no extract.dtype can hold it; check "
+                "the model's weights and inputs, or run it with model.dtype=float32."
+            )
+        dtype = self.plan.dtype
+        if dtype == "float16":
+            return f"{where} in float16 {at}: choose extract.dtype=bfloat16 or float32."
+        return (
+            f"level {level.name!r} has a row whose norm exceeds what {dtype} can hold {at}: check "
+            "the model's weights, or read another hookpoint."
+        )
 
 
 class ActivationSet(SealedTable[ActivationPlan]):

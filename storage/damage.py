@@ -1,16 +1,20 @@
-"""What a reader raises when a table is not there, or is not what was written."""
+"""What a reader raises when something stored is not there, or is not what was written."""
 
 from __future__ import annotations
 
-__all__ = ["CorruptMetadata", "CorruptShard", "NotSealed"]
+__all__ = ["CorruptFile", "CorruptShard", "Damaged", "NotSealed"]
 
 
 class NotSealed(FileNotFoundError):
     """The table was never finished, so for a reader it does not exist."""
 
 
-class CorruptShard(OSError):
-    """A shard is missing, or its bytes are not those that were written."""
+class Damaged(OSError):
+    """Something stored is missing, or its bytes are not those that were written."""
+
+
+class CorruptShard(Damaged):
+    """An array's shard is missing, or its bytes are not those that were written."""
 
     def __init__(self, array: str, shard: int, reason: str, url: str) -> None:
         super().__init__(
@@ -26,17 +30,17 @@ class CorruptShard(OSError):
         return (CorruptShard, (self.array, self.shard, self.reason, self.url))
 
 
-class CorruptMetadata(OSError):
-    """What the table says of an array or of a finished shard is not what was written."""
+class CorruptFile(Damaged):
+    """A file is missing, or its bytes are not those that were written."""
 
     def __init__(self, path: str, reason: str, url: str) -> None:
         super().__init__(
-            f"the metadata of {path!r} in {url} are damaged ({reason}): "
-            "run `strata doctor RECIPE --repair` to write them anew."
+            f"{path!r} in {url} is damaged ({reason}): "
+            "run `strata doctor RECIPE --repair` to make it again."
         )
         self.path = path
         self.reason = reason
         self.url = url
 
-    def __reduce__(self) -> tuple[type[CorruptMetadata], tuple[str, str, str]]:
-        return (CorruptMetadata, (self.path, self.reason, self.url))
+    def __reduce__(self) -> tuple[type[CorruptFile], tuple[str, str, str]]:
+        return (CorruptFile, (self.path, self.reason, self.url))

@@ -1,34 +1,101 @@
-"""Checking a finished table byte by byte, and mending what is not its rows.
+"""Checking what a store holds, byte by byte: tables, steps, published versions, trained models.
 
-Metadata follow from the plan and the rows. Damaged rows are *condemned*, and computed again by the
-step that wrote them when it is next asked for the table.
+What is wrong is named by file; :mod:`storage.mending` undoes it.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import re
+import stat
 import uuid
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
 
-from storage.damage import CorruptMetadata, CorruptShard
-from storage.locations import Location, NotFound
-from storage.records import canonical_json, digest
-from storage.tables import SealedTable, TablePlan, TableWriter, array_sum, receipt, seal_record
+from storage.artifacts import CorruptArtifact, Registry, UnknownArtifact
+from storage.condemned import CONDEMNED_FILE, read_condemned
+from storage.damage import CorruptFile, CorruptShard, NotSealed
+from storage.locations import Location, NotFound, is_partial
+from storage.records import digest
+from storage.references import RECORD_FILES, Reference, Step, belongs_to_no_result
+from storage.seals import SEAL_FILE, SealedFolder
+from storage.signatures import BadSignature
+from storage.tables import (
+    SealedTable,
+    TablePlan,
+    TableWriter,
+    array_sum,
+    open_table,
+    receipt,
+    seal_record,
+    shard_object,
+    shard_objects,
+)
 
 __all__ = [
+    "STEPS",
     "Damage",
-    "clear_condemned",
-    "condemn",
+    "Finding",
+    "examine",
+    "examine_models",
+    "examine_registry",
     "find_damage",
-    "mend_metadata",
-    "read_condemned",
-    "unseal",
+    "step_folders",
 ]
 
-_CONDEMNED = "condemned.json"
+STEPS: tuple[str, ...] = get_args(Step)
+ARTIFACTS, MODELS = "artifacts", "models"
+# What a registry keeps beside the folders of versions; `newest` is a hint for readers.
+_LEDGER_FILE = re.compile(r"(records|removed|aliases/[^/]+)/(\d{8}\.json|newest)")
 
-Damage = CorruptShard | CorruptMetadata
+Damage = CorruptShard | CorruptFile
+
+Kind = Literal["damaged", "stranger", "unsealed", "condemned", "left over", "unfinished"]
+"""What may be wrong with a file; the last two are no damage."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One file, or one array of a shard, that is not as it should be.
+
+    Attributes
+    ----------
+    url : str
+        The folder.
+    path : str
+        The file below it.
+    kind : str
+        ``damaged`` (also: missing), ``stranger`` (no step wrote it), ``unsealed`` (an earlier
+        version wrote it and sealed nothing), ``condemned`` (waits to be made again), ``left over``
+        (of a writer that was killed), or ``unfinished`` (a step that did not end).
+    reason : str
+        What is wrong, in a few words.
+    shard : CorruptShard, optional
+        Where the file is a shard of a table.
+    """
+
+    url: str
+    path: str
+    kind: Kind
+    reason: str
+    shard: CorruptShard | None = None
+
+    @property
+    def is_damage(self) -> bool:
+        """Whether somebody has to do something."""
+        return self.kind not in ("left over", "unfinished")
+
+    def __str__(self) -> str:
+        place = f"{self.path!r} in {self.url}"
+        if self.shard is not None:
+            place = f"{self.shard.array!r} of shard {self.shard.shard} in {self.url} ({self.path})"
+        return f"{place}: {self.reason}"
+
+
+# ---- one table ---------------------------------------------------------------------------------
 
 
 def find_damage(table: SealedTable[Any]) -> list[Damage]:
@@ -40,12 +107,19 @@ def find_damage(table: SealedTable[Any]) -> list[Damage]:
     found: list[Damage] = _wrong_zarr_metadata(location, plan)
     seal = seal_record(plan, location.get("plan.json"), table.content_hash)
     if location.get("sealed.json") != seal:
-        found.append(CorruptMetadata("sealed.json", "not what was sealed", location.url))
+        found.append(CorruptFile("sealed.json", "not what was sealed", location.url))
+    return found + _wrong_rows(table)
+
+
+def _wrong_rows(table: SealedTable[Any], damaged: Container[str] | None = None) -> list[Damage]:
+    """Check all rows against the receipts; `damaged` are files known to be, if a seal tells."""
+    plan, location = table.plan, table.location
+    found: list[Damage] = []
     recorded: list[bytes] = []
     differing: dict[int, dict[str, str]] = {}
     unreadable: set[int] = set()
     for shard in plan.shards:
-        recorded.append(_receipt(location, shard))
+        recorded.append(read_receipt(location, shard))
         sums: dict[str, str] = {}
         start = shard * plan.shard_rows
         for column in plan.columns:
@@ -54,101 +128,40 @@ def find_damage(table: SealedTable[Any]) -> list[Damage]:
             except CorruptShard as error:
                 found.append(error)
                 unreadable.add(shard)
-            except CorruptMetadata:
+            except CorruptFile:
                 unreadable.add(shard)
             else:
                 sums[column.path] = array_sum(values)
-        if shard not in unreadable and receipt(plan, shard, sums) != recorded[-1]:
+        if receipt(plan, shard, sums) != recorded[-1]:
             differing[shard] = sums
-    if digest(recorded) == table.content_hash:
-        # The receipts are as they were sealed, so it is the rows that are not.
-        for shard, sums in differing.items():
-            expected = json.loads(recorded[shard])["sha256"]
-            found += [
-                CorruptShard(path, shard, "digest", location.url)
-                for path, value in sums.items()
-                if expected[path] != value
-            ]
+    whole = digest(recorded) == table.content_hash
+    if damaged is None:
+        # Receipts that are as they were sealed say that it is the rows that are not.
+        suspects = {f"receipts/{shard}.json" for shard in ([] if whole else differing)}
     else:
-        suspects = [f"receipts/{shard}.json" for shard in sorted({*differing, *unreadable})]
-        found += [
-            CorruptMetadata(path, "digest", location.url) for path in suspects or ["sealed.json"]
-        ]
+        suspects = {path for s in plan.shards if (path := f"receipts/{s}.json") in damaged}
+    for shard, sums in differing.items():
+        path = f"receipts/{shard}.json"
+        if path in suspects:
+            continue
+        try:
+            expected = json.loads(recorded[shard])["sha256"]
+            wrong = [array for array, value in sums.items() if expected[array] != value]
+        except (ValueError, KeyError, TypeError):
+            found.append(CorruptFile(path, "not a receipt", location.url))
+            continue
+        found += [CorruptShard(array, shard, "digest", location.url) for array in wrong]
+    found += [CorruptFile(path, "digest", location.url) for path in sorted(suspects)]
+    if not whole and not suspects:
+        found.append(CorruptFile("sealed.json", "not of these receipts", location.url))
     return found
 
 
-def condemn(table: SealedTable[Any], damage: Sequence[CorruptShard]) -> None:
-    """Note which arrays of which shards are to be computed again, by the step that wrote them.
-
-    Their bytes stay until they are replaced, since most of them may still be good.
-    """
-    noted: dict[str, list[str]] = {}
-    for error in damage:
-        noted.setdefault(str(error.shard), []).append(error.array)
-    table.location.put(_CONDEMNED, canonical_json(noted))
-
-
-def read_condemned(location: Location) -> dict[int, list[str]]:
-    """What :func:`condemn` noted: shard → paths of its damaged arrays."""
-    try:
-        noted = json.loads(location.get(_CONDEMNED))
-    except NotFound:
-        return {}
-    return {int(shard): paths for shard, paths in noted.items()}
-
-
-def clear_condemned(location: Location) -> None:
-    """Declare everything that was condemned to be whole again."""
-    location.delete(_CONDEMNED)
-
-
-def unseal(location: Location) -> None:
-    """Take away plan and seal, where one of them is damaged; who wrote them will again.
-
-    All shards and receipts stay, so nothing is computed for it. A step's reference goes too, since
-    it would say that all is done.
-    """
-    for name in ("reference.json", "sealed.json", "plan.json"):
-        location.delete(name)
-
-
-def mend_metadata(table: SealedTable[Any], damage: Sequence[CorruptMetadata]) -> None:
-    """Write damaged Zarr metadata and receipts anew.
-
-    Raises
-    ------
-    ValueError
-        If the receipts do not come out as they were sealed; nothing is lost by it.
-    """
-    writer = TableWriter(table.location, table.plan)
-    paths = [error.path for error in damage]
-    for path in paths:
-        if path.endswith("zarr.json"):
-            table.location.delete(path)
-    writer.prepare()
-    recorded = [_receipt(table.location, shard) for shard in table.plan.shards]
-    for shard in table.plan.shards:
-        if f"receipts/{shard}.json" in paths:
-            start, size = shard * table.plan.shard_rows, table.plan.shard_size(shard)
-            sums = {
-                column.path: array_sum(table.rows(column.path, start, start + size))
-                for column in table.plan.columns
-            }
-            recorded[shard] = receipt(table.plan, shard, sums)
-    if digest(recorded) != table.content_hash:
-        raise ValueError(
-            f"the receipts of {table.location.url} cannot be restored from its rows: "
-            "delete the folder and run again."
-        )
-    for shard in table.plan.shards:
-        if f"receipts/{shard}.json" in paths:
-            table.location.put(f"receipts/{shard}.json", recorded[shard])
-
-
-def _receipt(location: Location, shard: int) -> bytes:
+def read_receipt(location: Location, shard: int) -> bytes:
+    """A shard's receipt as it lies there; nothing where there is none."""
     try:
         return location.get(f"receipts/{shard}.json")
-    except NotFound:
+    except FileNotFoundError:
         return b""
 
 
@@ -164,6 +177,268 @@ def _wrong_zarr_metadata(location: Location, plan: TablePlan) -> list[Damage]:
         except (NotFound, ValueError) as error:
             same, reason = False, type(error).__name__
         if not same:
-            found.append(CorruptMetadata(path, reason, location.url))
+            found.append(CorruptFile(path, reason, location.url))
     expected.delete_folder("")
+    return found
+
+
+# ---- one step ----------------------------------------------------------------------------------
+
+
+def step_folders(store: Location) -> list[Location]:
+    """The folders of all steps of a store, finished or not."""
+    return [store / step / name for step in STEPS for name in store.children(step)]
+
+
+def examine(location: Location) -> list[Finding]:
+    """Check every byte of a step's folder, and that there is nothing else; in order of path.
+
+    Reads everything once; of tables, one array of one shard at a time.
+
+    Raises
+    ------
+    OSError
+        If the folder cannot be read.
+    """
+    stored = dict(_everything(location))
+    found = _Findings(location)
+    for path, kind in stored.items():
+        if kind == "other":
+            found.add(path, "damaged", "neither a file nor a folder")
+    if found:
+        # A pipe or a link to a device would hold up whoever reads it.
+        return found.sorted()
+    try:
+        reference = Reference.find(location)
+    except CorruptFile:
+        reference = None
+    else:
+        if reference is None:
+            reason = "the step did not end; `strata run` goes on with it"
+            found.add(RECORD_FILES[0], "unfinished", reason)
+            return found.sorted()
+    if reference is not None and not reference.sha256:
+        found.add(RECORD_FILES[0], "unsealed", "an earlier version wrote it, and sealed nothing")
+        reference = None
+    else:
+        _examine_records(location, found)
+    files = {} if reference is None else reference.open().files
+    for damage in SealedFolder(location, files).find_damage():
+        found.add(damage.path, "damaged", damage.reason)
+    try:
+        if read_condemned(location):
+            found.add(CONDEMNED_FILE, "condemned", "notes damage that was not undone yet")
+    except CorruptFile as error:
+        found.add(CONDEMNED_FILE, "damaged", error.reason)
+    shards = _examine_table(location, found, sealed=reference is not None)
+    if reference is not None:
+        _examine_strangers(stored, files, shards, found)
+    return found.sorted()
+
+
+class _Findings:
+    """What was found in a folder, at most one entry for each file."""
+
+    def __init__(self, location: Location) -> None:
+        self._url = location.url
+        self._found: dict[str, Finding] = {}
+
+    def __contains__(self, path: object) -> bool:
+        return path in self._found
+
+    def __bool__(self) -> bool:
+        return bool(self._found)
+
+    def add(self, path: str, kind: Kind, reason: str, shard: CorruptShard | None = None) -> None:
+        if path not in self._found or shard is not None:
+            self._found[path] = Finding(self._url, path, kind, reason, shard)
+
+    def sorted(self) -> list[Finding]:
+        return [self._found[path] for path in sorted(self._found)]
+
+
+def _examine_records(location: Location, found: _Findings) -> None:
+    for name in RECORD_FILES:
+        try:
+            Reference.read(location, name)
+        except NotFound:
+            found.add(name, "damaged", "missing")
+        except CorruptFile as error:
+            found.add(name, "damaged", error.reason)
+
+
+def _examine_table(location: Location, found: _Findings, *, sealed: bool) -> set[str] | None:
+    """Check a table's rows, and its metadata where no seal does; return all shards it has.
+
+    None where its plan cannot be read, so that its shards are not known.
+    """
+    if "plan.json" in found or "sealed.json" in found:
+        return None
+    try:
+        table = open_table(location)
+    except NotSealed:
+        if sealed or location.url.rsplit("/", 2)[-2] not in ("extract", "encode"):
+            return set()
+        found.add("sealed.json", "damaged", "missing")
+        return None
+    except CorruptFile as error:
+        found.add(error.path, "damaged", error.reason)
+        return None
+    for damage in _wrong_rows(table, found) if sealed else find_damage(table):
+        if isinstance(damage, CorruptFile):
+            found.add(damage.path, "damaged", damage.reason)
+        else:
+            path = shard_object(table.plan, damage.array, damage.shard)
+            found.add(path, "damaged", damage.reason, damage)
+    return set(shard_objects(table.plan))
+
+
+def _examine_strangers(
+    stored: Mapping[str, str], files: Mapping[str, Any], shards: set[str] | None, found: _Findings
+) -> None:
+    known = {*files, *(shards or ()), *RECORD_FILES, CONDEMNED_FILE}
+    folders = {parent for path in known for parent in _parents(path)}
+    for path, kind in stored.items():
+        if path in known or (shards is None and path.startswith("rows/")):
+            continue
+        if kind == "folder" and path in folders:
+            # Of files that are missing, which is said of them.
+            continue
+        if belongs_to_no_result(path):
+            found.add(path, "left over", "a writer was killed before it had removed this")
+        else:
+            found.add(path, "stranger", f"a {kind} that no step wrote: take it away")
+
+
+def _parents(path: str) -> Iterator[str]:
+    while "/" in path:
+        path = path.rsplit("/", 1)[0]
+        yield path
+
+
+def _everything(location: Location) -> Iterator[tuple[str, str]]:
+    """Paths below a folder and what lies there: ``file``, ``folder`` (an empty one) or ``other``.
+
+    On a disk also what a store would not list, and links are not followed.
+    """
+    root = location.local_path
+    if root is None:
+        for path in location.walk():
+            yield path, "file"
+        return
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for folder, names, files in os.walk(root, onerror=refuse):
+        here = Path(folder)
+        entries = [*files, *(name for name in names if (here / name).is_symlink())]
+        for entry in entries:
+            kind = "file" if stat.S_ISREG((here / entry).lstat().st_mode) else "other"
+            yield (here / entry).relative_to(root).as_posix(), kind
+        if not names and not files and here != root:
+            yield here.relative_to(root).as_posix(), "folder"
+
+
+# ---- the registry of artifacts -----------------------------------------------------------------
+
+
+def examine_registry(store: Location) -> list[Finding]:
+    """Check every file of every published version, and that the registry has no others.
+
+    The versions that the store's own runs have published must be there, unless they were removed.
+    """
+    root = store / ARTIFACTS
+    registry = Registry(root.url)
+    found: list[Finding] = []
+    for name in root.children():
+        try:
+            found += _examine_artifact(registry, name)
+        except (CorruptArtifact, BadSignature) as error:
+            files = getattr(error, "files", None) or (name,)
+            found += [Finding((root / name).url, path, "damaged", str(error)) for path in files]
+        except ValueError as error:
+            found.append(Finding(root.url, name, "stranger", str(error)))
+    for location in step_folders(store):
+        found += _examine_publication(registry, location)
+    return found
+
+
+def _examine_artifact(registry: Registry, name: str) -> list[Finding]:
+    found: list[Finding] = []
+    folder = registry.location / name
+    try:
+        versions = registry.versions(name)
+    except UnknownArtifact:
+        versions = []
+    for reference in versions:
+        try:
+            artifact = registry.load(name, reference.version, verify=False)
+            artifact.verify()
+        except CorruptArtifact as error:
+            for path in error.files:
+                found.append(Finding(reference.url, path, "damaged", str(error)))
+    in_use = {reference.url.rstrip("/").rsplit("/", 1)[-1] for reference in versions}
+    unused = set()
+    for path, kind in _everything(folder):
+        head, _, rest = path.partition("/")
+        if head == "versions" and "/" in rest:
+            own = rest.split("/", 1)[0]
+            if own not in in_use:
+                unused.add(own)
+        elif is_partial(path):
+            found.append(Finding(folder.url, path, "left over", "of a writer that was killed"))
+        elif kind == "other" or not _LEDGER_FILE.fullmatch(path):
+            found.append(
+                Finding(
+                    folder.url, path, "stranger", f"a {kind} that no publisher wrote: take it away"
+                )
+            )
+    reason = "no version refers to it; `strata artifacts clean` removes it after a day"
+    return found + [
+        Finding(folder.url, f"versions/{own}", "left over", reason) for own in sorted(unused)
+    ]
+
+
+def _examine_publication(registry: Registry, location: Location) -> list[Finding]:
+    """Whether the version that a step says it has published has its record."""
+    try:
+        reference = Reference.find(location)
+    except CorruptFile:
+        return []
+    if reference is None or reference.step != "publish":
+        return []
+    folder = registry.location / reference.summary["name"]
+    path = f"records/{reference.summary['version']:08d}.json"
+    if folder.exists(path):
+        return []
+    return [Finding(folder.url, path, "damaged", "missing")]
+
+
+# ---- trained models ----------------------------------------------------------------------------
+
+
+def examine_models(store: Location) -> list[Finding]:
+    """Check the copies of trained models that lie where people look for them."""
+    found = []
+    for name in (store / MODELS).children():
+        location = store / MODELS / name
+        try:
+            sealed = SealedFolder.open(location)
+        except NotFound:
+            found.append(Finding(location.url, SEAL_FILE, "unsealed", "nothing was sealed here"))
+            continue
+        except CorruptFile as error:
+            found.append(Finding(location.url, error.path, "damaged", error.reason))
+            continue
+        findings = _Findings(location)
+        stored = dict(_everything(location))
+        readable = [path for path in sealed.files if stored.get(path) != "other"]
+        for damage in sealed.find_damage(readable):
+            findings.add(damage.path, "damaged", damage.reason)
+        for path, kind in stored.items():
+            if kind == "other":
+                findings.add(path, "damaged", "neither a file nor a folder")
+        _examine_strangers(stored, {**sealed.files, SEAL_FILE: None}, set(), findings)
+        found += findings.sorted()
     return found

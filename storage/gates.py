@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Gate", "failures"]
+__all__ = ["Gate", "failures", "no_better_than_mean"]
 
 
 @dataclass(frozen=True)
@@ -77,3 +77,33 @@ def failures(
         else:
             found.append(gate.check(metrics))
     return [reason for reason in found if reason is not None]
+
+
+def no_better_than_mean(
+    levels: Iterable[tuple[str, Mapping[str, Any]]], gates: Iterable[Gate] = ()
+) -> list[str]:
+    """One sentence for every level whose dictionary explains no more than the mean does.
+
+    This is the bar of every version, unless one of its own gates is for each level's explained
+    variance and so takes its place.
+
+    Parameters
+    ----------
+    levels : iterable of (str, mapping)
+        Name and metrics of every level; ``explained_variance`` is that of the held-out rows, and
+        missing where it is not a number.
+    gates : iterable of Gate
+        The version's own gates.
+    """
+    if any(gate.per_level and gate.metric == "explained_variance" for gate in gates):
+        return []
+    found = []
+    for name, metrics in levels:
+        value = metrics.get("explained_variance")
+        told = "not a number" if value is None else f"{value:.4g}"
+        if value is None or not value > 0:
+            found.append(
+                f"the dictionary of {name} explains no more than the mean of its rows does: its "
+                f"explained_variance is {told}"
+            )
+    return found

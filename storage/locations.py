@@ -33,7 +33,7 @@ import obstore
 from obstore.exceptions import AlreadyExistsError
 from obstore.store import GCSStore, LocalStore, MemoryStore, ObjectStore, S3Store
 
-__all__ = ["AlreadyExists", "Location", "NotFound", "check_name"]
+__all__ = ["AlreadyExists", "Location", "NotFound", "check_name", "is_partial"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _MAX_NAME = 128
@@ -70,6 +70,11 @@ def check_name(name: str, *, field: str = "name") -> str:
             "or '-', beginning with a letter or a digit."
         )
     return name
+
+
+def is_partial(path: str) -> bool:
+    """Whether a file has the name of a put that was begun and not ended; no store lists it."""
+    return _PARTIAL.search(path) is not None
 
 
 def _check_path(path: str) -> str:
@@ -254,7 +259,7 @@ class Location:
         root = self.local_path
         if root is not None:
             for path in root.rglob("*"):
-                if _PARTIAL.search(path.name) and path.is_file():
+                if is_partial(path.name) and path.is_file():
                     path.unlink()
 
     def free_bytes(self) -> int | None:

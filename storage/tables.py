@@ -24,10 +24,11 @@ import zarr
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
 
-from storage.damage import CorruptMetadata, CorruptShard, NotSealed
+from storage.damage import CorruptFile, CorruptShard, NotSealed
 from storage.locations import AlreadyExists, Location
 from storage.raw_shards import RawShard, empty
 from storage.records import canonical_json, digest
+from storage.seals import SealedFolder
 
 __all__ = [
     "Column",
@@ -289,38 +290,45 @@ class SealedTable(Generic[PlanT]):
 
     Parameters
     ----------
-    location : Location
-        Where the table lies.
+    place : Location or SealedFolder
+        Where the table lies: the sealed folder of a step, or that of a table by itself.
 
     Raises
     ------
     NotSealed
         If there is no finished table.
-    CorruptShard
-        If the plan is not the one that was sealed.
+    CorruptFile
+        If plan or seal is not what was written.
 
     Attributes
     ----------
     plan : TablePlan
     content_hash : str
         Equal for equal rows; covers every byte of every array.
+    files : Files
+        What lies beside the rows; checked when it is read where the folder is sealed.
     """
 
     plan_type: ClassVar[type[TablePlan]]
     plan: PlanT
 
-    def __init__(self, location: Location) -> None:
+    def __init__(self, place: Location | SealedFolder) -> None:
+        location = place.location if isinstance(place, SealedFolder) else place
         try:
-            sealed = json.loads(location.get("sealed.json"))
+            sealed = json.loads(place.get("sealed.json"))
             plan_sha256, content_hash = sealed["plan_sha256"], sealed["content_hash"]
         except FileNotFoundError:
             raise NotSealed(f"{location.url} holds no finished table.") from None
-        except (ValueError, KeyError) as error:
-            raise CorruptMetadata("sealed.json", "not readable", location.url) from error
-        plan = location.get("plan.json")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise CorruptFile("sealed.json", "not readable", location.url) from error
+        try:
+            plan = place.get("plan.json")
+        except FileNotFoundError:
+            raise CorruptFile("plan.json", "missing", location.url) from None
         if digest(plan) != plan_sha256:
-            raise CorruptMetadata("plan.json", "digest", location.url)
+            raise CorruptFile("plan.json", "digest", location.url)
         self.location = location
+        self.files: Location | SealedFolder = place
         self.plan = self.plan_type.model_validate_json(plan)  # type: ignore[assignment]
         self.content_hash: str = content_hash
         self._lock = threading.Lock()
@@ -329,10 +337,10 @@ class SealedTable(Generic[PlanT]):
         self._open_shards: dict[tuple[str, int], RawShard] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"location": self.location}
+        return {"files": self.files}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["location"])  # type: ignore[misc]
+        self.__init__(state["files"])  # type: ignore[misc]
 
     def __len__(self) -> int:
         return self.plan.n_rows
@@ -342,7 +350,7 @@ class SealedTable(Generic[PlanT]):
 
         Raises
         ------
-        CorruptMetadata
+        CorruptFile
             If its metadata cannot be read, or do not describe what the plan says.
         """
         with self._lock:
@@ -436,7 +444,7 @@ class SealedTable(Generic[PlanT]):
             values = np.asarray(self.array(path)[begin:end])
         except FileNotFoundError:
             raise CorruptShard(path, shard, "missing", self.location.url) from None
-        except CorruptMetadata:
+        except CorruptFile:
             raise
         except Exception as error:
             # Who looks again opens the file again: it may have been re-made.
@@ -460,7 +468,7 @@ class SealedTable(Generic[PlanT]):
             found = (array.shape, array.dtype, array.shards, array.chunks)
         except Exception as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise CorruptMetadata(column.path, reason, self.location.url) from error
+            raise CorruptFile(array_metadata(column.path), reason, self.location.url) from error
         expected = (
             (plan.n_rows, *tail),
             np.dtype(column.dtype),
@@ -468,8 +476,25 @@ class SealedTable(Generic[PlanT]):
             (plan.chunk_rows, *tail),
         )
         if found != expected:
-            raise CorruptMetadata(column.path, "not what was planned", self.location.url)
+            raise CorruptFile(
+                array_metadata(column.path), "not what was planned", self.location.url
+            )
         return array
+
+
+def table_type(plan_json: bytes) -> type[SealedTable[Any]]:
+    """The kind of table that a ``plan.json`` describes.
+
+    Raises
+    ------
+    ValueError
+        If it is no JSON.
+    """
+    from storage.activations import ActivationSet
+    from storage.codes import CodeSet
+
+    plan = json.loads(plan_json)
+    return CodeSet if isinstance(plan, dict) and "activations" in plan else ActivationSet
 
 
 def open_table(location: Location) -> SealedTable[Any]:
@@ -479,21 +504,38 @@ def open_table(location: Location) -> SealedTable[Any]:
     ------
     NotSealed
         If there is no finished table.
+    CorruptFile
+        If plan or seal is not what was written.
     """
-    from storage.activations import ActivationSet
-    from storage.codes import CodeSet
-
     try:
-        plan = json.loads(location.get("plan.json"))
+        kind = table_type(location.get("plan.json"))
     except FileNotFoundError:
+        if location.exists("sealed.json"):
+            raise CorruptFile("plan.json", "missing", location.url) from None
         raise NotSealed(f"{location.url} holds no finished table.") from None
-    return CodeSet(location) if "activations" in plan else ActivationSet(location)
+    except (ValueError, RecursionError):
+        raise CorruptFile("plan.json", "not readable", location.url) from None
+    return kind(location)
+
+
+def array_metadata(path: str) -> str:
+    """Path in the table's folder of what Zarr says of an array."""
+    return f"rows/{path}/zarr.json"
 
 
 def shard_object(plan: TablePlan, path: str, shard: int) -> str:
     """Path in the table's folder of the object that holds a shard of an array."""
     tail = "" if plan.column(path).width is None else "/0"
     return f"rows/{path}/c/{shard}{tail}"
+
+
+def shard_objects(plan: TablePlan) -> dict[str, tuple[str, int]]:
+    """Objects that hold the rows: path in the table's folder → array and shard."""
+    return {
+        shard_object(plan, column.path, shard): (column.path, shard)
+        for column in plan.columns
+        for shard in plan.shards
+    }
 
 
 def receipt(plan: TablePlan, shard: int, sums: Mapping[str, str]) -> bytes:

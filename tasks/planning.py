@@ -54,16 +54,12 @@ def extraction_fingerprint(sources: Sources, settings: ExtractSettings) -> str:
 
 def plan_extraction(store: Location, sources: Sources, settings: ExtractSettings) -> ExtractionPlan:
     """Lay out the inputs and the activation set; a plan once made is read again."""
-    from compute.sources import load_samples
+    from compute.sources import resumed_samples
     from storage.activations import ActivationPlan, LevelPlan
-    from storage.locations import NotFound
 
     name = extraction_fingerprint(sources, settings)
     location = Reference.folder(store, "extract", name)
-    try:
-        samples = load_samples(location)
-    except NotFound:
-        samples = sources.arrange(settings)
+    samples = resumed_samples(location) or sources.arrange(settings)
     plan = ActivationPlan(
         fingerprint=name,
         levels=tuple(

@@ -13,11 +13,20 @@ from prefect.logging import get_run_logger
 
 from compute.settings import INPUT_KINDS, EncodeSettings, LevelSettings, PublishSettings
 from storage.activations import ActivationSet
-from storage.artifacts import Artifact, CorruptArtifact, Registry, UnknownArtifact
+from storage.artifacts import (
+    Artifact,
+    ArtifactReference,
+    CorruptArtifact,
+    Registry,
+    UnknownArtifact,
+)
 from storage.codes import CodeSet
+from storage.condemned import clear_condemned, read_condemned
+from storage.gates import no_better_than_mean
 from storage.locations import Location
 from storage.records import canonical_json, fingerprint
 from storage.references import Reference
+from storage.seals import SealedFolder
 from storage.versions import STRIPS_FILE
 from tasks.announcing import announce
 from tasks.planning import code_commit, package_versions
@@ -59,13 +68,18 @@ def publish(
     mark = fingerprint("publish", PUBLISH_VERSION, described, upstream)
     location = Reference.folder(Location(store), "publish", mark)
     found = Reference.find(location)
-    if found is not None and _is_published(registry, name, found.summary["version"]):
-        logger.info("%s v%d is published already", name, found.summary["version"])
-        _show(found)
-        return found
+    condemned = bool(read_condemned(location))
+    if found is not None and found.sha256 and not condemned:
+        version = found.summary["version"]
+        published = _published(registry, name, version)
+        if published is not None:
+            logger.info("%s v%d is published already", name, version)
+            return _shown(found, published)
     begun = time.monotonic()
     with step_progress("publish", "parts") as progress:
-        findings = _findings(levels, encode_settings, activations, dictionaries, codes, graph)
+        stored, encoded = ActivationSet(activations.open()), CodeSet(codes.open())
+        learned = dictionaries.open()
+        findings = _findings(levels, encode_settings, stored, encoded, learned, dictionaries, graph)
         progress(1, 3)
         from compute import publication
         from compute.continuity import continue_from
@@ -74,13 +88,13 @@ def publish(
         continuity = continue_from(
             ancestors,
             findings,
-            ActivationSet(activations.location),
-            CodeSet(codes.location),
-            dictionaries.location,
+            stored,
+            encoded,
+            learned,
         )
         findings = continuity.findings
-        files = publication.artifact_files(findings, dictionaries.location)
-        assumed = publication.assumptions(findings, CodeSet(codes.location))
+        files = publication.artifact_files(findings, learned)
+        assumed = publication.assumptions(findings, encoded)
         files["assumptions.json"] = canonical_json(assumed.to_json())
         strips = read_strips(graph)
         if strips:
@@ -121,9 +135,14 @@ def publish(
                 for step in (activations, dictionaries, codes, graph)
             },
         }
+        rejections = no_better_than_mean(
+            dictionaries.summary["levels"].items(), publish_settings.gates
+        )
         published = registry.publish(
             name,
             files,
+            status="rejected" if rejections else "published",
+            rejections=rejections,
             fingerprint=mark,
             lineage=lineage,
             levels=publication.describe_levels(findings),
@@ -143,51 +162,47 @@ def publish(
             pages={"report.html": report},
         )
         progress(3, 3)
-    reference = Reference(
-        step="publish",
-        fingerprint=mark,
-        url=location.url,
+    version = registry.load(name, published.version, verify=condemned)
+    reference = Reference.seal(
+        location,
         content_hash=published.content_hash,
         seconds=round(time.monotonic() - begun, 3),
+        # Nothing of where the version lies: a store may be moved.
         summary={
             "name": name,
             "version": published.version,
-            "artifact": published.url,
-            "report": f"{published.url.rstrip('/')}/report.html",
             "levels": dictionaries.summary["levels"],
             "graph": graph.summary,
             "status": published.status,
             "rejections": list(published.rejections),
-            "report_sha256": registry.load(name, published.version, verify=False)
-            .manifest.files["report.html"]
-            .sha256,
+            "report_sha256": version.manifest.files["report.html"].sha256,
         },
     )
-    reference.save()
+    clear_condemned(location)
     for reason in published.rejections:
         logger.warning("%s v%d is rejected: %s", name, published.version, reason)
     announce(published, upstream=[s.url for s in (activations, dictionaries, codes, graph)])
-    _show(reference)
-    return reference
+    return _shown(reference, published)
 
 
 def _findings(
     levels: Sequence[LevelSettings],
     settings: EncodeSettings,
-    activations: Reference,
+    stored: ActivationSet,
+    encoded: CodeSet,
+    learned: SealedFolder,
     dictionaries: Reference,
-    codes: Reference,
     graph: Reference,
 ) -> Any:
     from compute.publication import gather_findings
     from compute.sources import load_samples
 
     return gather_findings(
-        ActivationSet(activations.location),
-        CodeSet(codes.location),
-        dictionaries.location,
+        stored,
+        encoded,
+        learned,
         read_graph(graph),
-        load_samples(activations.location),
+        load_samples(stored.files),
         levels,
         dictionaries.summary["levels"],
         settings,
@@ -224,13 +239,21 @@ def _ancestors(registry: Registry, name: str) -> list[Artifact]:
         return []
 
 
-def _is_published(registry: Registry, name: str, version: int) -> bool:
-    """Whether the version is there; one that is damaged is mended by publishing it again."""
+def _published(registry: Registry, name: str, version: int) -> ArtifactReference | None:
+    """The version as the registry has it; one that is damaged is mended by publishing it again."""
     try:
-        registry.load(name, version)
+        return registry.load(name, version).reference
     except (CorruptArtifact, UnknownArtifact):
-        return False
-    return True
+        return None
+
+
+def _shown(reference: Reference, published: ArtifactReference) -> Reference:
+    """The reference with the places of its version and report, after these were shown."""
+    report = f"{published.url.rstrip('/')}/report.html"
+    places = {"artifact": published.url, "report": report}
+    shown = reference.model_copy(update={"summary": reference.summary | places})
+    _show(shown)
+    return shown
 
 
 def _show(reference: Reference) -> None:
@@ -241,7 +264,7 @@ def _show(reference: Reference) -> None:
             "name": level,
             "concepts": told["graph"]["nodes"].get(str(number), 0),
             "edges from below": told["graph"]["edges_into"].get(str(number), 0),
-            "explained variance": round(scores["explained_variance"], 4),
+            "explained variance": round(scores.get("explained_variance", float("nan")), 4),
             "L0": round(scores["l0"], 2),
             "dead": f"{scores['dead_share']:.2%}",
         }

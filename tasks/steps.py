@@ -25,10 +25,13 @@ from compute.settings import (
     RecoverSettings,
     ResourceSettings,
 )
-from storage.doctor import read_condemned
+from storage.condemned import clear_condemned, read_condemned
+from storage.damage import Damaged
+from storage.gates import no_better_than_mean
 from storage.locations import Location
 from storage.records import digest, fingerprint
-from storage.references import Reference, Step
+from storage.references import SCRATCH, Reference, Step, belongs_to_no_result
+from storage.seals import SealedFolder
 from storage.versions import STRIPS_FILE
 from tasks import planning
 from tasks.announcing import announce_step
@@ -43,10 +46,10 @@ RECOVER_VERSION = 2
 
 
 def _may_pass(task: Any, run: Any, state: State[Any]) -> bool:
-    """Whether another try may end better: not where the input itself was refused."""
+    """Whether another try may end better: not where the input was refused or is damaged."""
     try:
         state.result()
-    except (ValueError, TypeError, PermissionError):
+    except (ValueError, TypeError, PermissionError, Damaged):
         return False
     except Exception:
         return True
@@ -70,36 +73,77 @@ def once(
     step: Step,
     name: str,
     unit: str,
-    work: Callable[[Location, Progress], tuple[str, dict[str, Any]]],
+    work: Callable[[Location, Progress], dict[str, Any]],
+    content: Callable[[Location], str],
     upstream: Sequence[str] = (),
 ) -> Reference:
     """Return the finished step of this fingerprint, doing the work first if there is none.
 
     `work` is given the step's folder, which may hold what an interrupted run left, and returns the
-    content hash and the summary. `upstream` are the URLs of what it reads, for the lineage.
+    summary. `content` gives the content hash of the files that it wrote. `upstream` are the URLs of
+    what it reads, for the lineage.
+
+    Raises
+    ------
+    CorruptFile
+        If the step's record is damaged, so that nobody knows what it should be.
+    ValueError
+        If what was condemned does not come out as it was sealed, and its readers go on refusing it;
+        or if what an earlier version left is not what its record says.
     """
     logger = get_run_logger()
     location = Reference.folder(Location(store), step, name)
     found = Reference.find(location)
-    if found is not None and not read_condemned(location):
+    condemned = bool(read_condemned(location))
+    if found is not None and not condemned:
+        if not found.sha256:
+            found = _adopt(found, content)
         logger.info("%s %s is there already", step, name)
         return found
     logger.info("%s %s begins", step, name)
     begun = time.monotonic()
     with step_progress(step, unit) as progress:
-        content, summary = work(location, progress)
-    reference = Reference(
-        step=step,
-        fingerprint=name,
-        url=location.url,
-        content_hash=content,
-        seconds=round(time.monotonic() - begun, 3),
-        summary=summary,
+        summary = work(location, progress)
+    took = round(time.monotonic() - begun, 3)
+    if found is None:
+        found = Reference.seal(
+            location, content_hash=content(location), seconds=took, summary=summary
+        )
+        announce_step(found, upstream=upstream)
+    elif found.sha256:
+        _check_remade(found)
+    else:
+        found = _adopt(found, content)
+    clear_condemned(location)
+    for folder in SCRATCH:
+        location.delete_folder(folder)
+    logger.info("%s %s took %.1f s", step, name, took)
+    return found
+
+
+def _adopt(found: Reference, content: Callable[[Location], str]) -> Reference:
+    """Seal what an earlier version left, if its content is still the one of its record."""
+    if content(found.location) != found.content_hash:
+        raise ValueError(
+            f"{found.url} was written by an earlier version and has changed since: delete the "
+            "folder and run again."
+        )
+    return Reference.seal(
+        found.location,
+        content_hash=found.content_hash,
+        seconds=found.seconds,
+        summary=found.summary,
     )
-    reference.save()
-    announce_step(reference, upstream=upstream)
-    logger.info("%s %s took %.1f s", step, name, reference.seconds)
-    return reference
+
+
+def _check_remade(found: Reference) -> None:
+    wrong = [error.path for error in found.open().find_damage()]
+    if wrong:
+        raise ValueError(
+            f"{wrong[0]!r} of {found.url} cannot be re-made: it comes out other than it was "
+            "written; restore the model, the packages and the number of threads that wrote it, or "
+            "delete the folders of this step and of those that follow, and run again."
+        )
 
 
 @task(name="check", task_run_name="check inputs, model and disk")
@@ -130,20 +174,24 @@ def extract(
     sources = look(model, inputs, levels, seed=settings.seed)
     name = planning.extraction_fingerprint(sources, settings)
 
-    def work(location: Location, progress: Progress) -> tuple[str, dict[str, Any]]:
+    def work(location: Location, progress: Progress) -> dict[str, Any]:
         from compute.extraction import write_activations
+        from compute.gallery import Gallery
+        from compute.sources import resumed_samples, save_samples
 
         plan = planning.plan_extraction(Location(store), sources, settings)
-        plan.samples.save(location)
+        if resumed_samples(location) is None:
+            save_samples(plan.samples, location)
         stored = write_activations(
             location,
             plan.activations,
             sources.items(plan.samples),
             sources.adapter(settings),
+            pictures=isinstance(plan.samples, Gallery),
             resources=resources,
             progress=progress,
         )
-        summary = {
+        return {
             "rows": len(stored),
             "train_rows": stored.plan.n_train,
             "samples": plan.samples.n_samples,
@@ -153,10 +201,9 @@ def extract(
             "model_dtype": sources.dtype,
             "architecture": sources.architecture,
         }
-        return stored.content_hash, summary
 
     outside = [f"model://{model.source}", f"inputs://{inputs.source}"]
-    return once(store, "extract", name, "rows", work, outside)
+    return once(store, "extract", name, "rows", work, _table_content, outside)
 
 
 @task(name="learn", **RETRIES)
@@ -177,7 +224,7 @@ def learn(
     threads = {"cpus": resources.cpus, "gpus": resources.gpus}
     name = fingerprint("learn", LEARN_VERSION, deciding | threads, [activations.fingerprint])
 
-    def work(location: Location, progress: Progress) -> tuple[str, dict[str, Any]]:
+    def work(location: Location, progress: Progress) -> dict[str, Any]:
         from compute.learning import train
         from storage.activations import ActivationSet
 
@@ -186,16 +233,37 @@ def learn(
             for number, level in enumerate(levels, 1)
         }
         scores = train(
-            ActivationSet(activations.location),
+            ActivationSet(activations.open()),
             location,
             settings,
             metadata=metadata,
             resources=resources,
+            known=_known(location),
             progress=progress,
         )
-        return hash_below(location, "dictionaries"), {"levels": scores}
+        return {"levels": scores}
 
-    return once(store, "learn", name, "steps", work, [activations.url])
+    reference = once(
+        store,
+        "learn",
+        name,
+        "steps",
+        work,
+        lambda location: hash_below(location, "dictionaries"),
+        [activations.url],
+    )
+    for reason in no_better_than_mean(reference.summary["levels"].items()):
+        get_run_logger().warning(
+            "%s; a version of it is rejected: lower learn.learning_rate, or raise learn.steps",
+            reason,
+        )
+    return reference
+
+
+def _known(location: Location) -> SealedFolder | None:
+    """What a step's folder is known to hold, where the step is done to mend it."""
+    reference = Reference.find(location)
+    return reference.open() if reference is not None and reference.sha256 else None
 
 
 @task(name="encode", **RETRIES)
@@ -210,22 +278,23 @@ def encode(
     upstream = [activations.fingerprint, dictionaries.fingerprint]
     name = fingerprint("encode", ENCODE_VERSION, settings.model_dump(), upstream)
 
-    def work(location: Location, progress: Progress) -> tuple[str, dict[str, Any]]:
+    def work(location: Location, progress: Progress) -> dict[str, Any]:
         from compute import encoding
         from storage.activations import ActivationSet
 
         codes = encoding.encode(
-            ActivationSet(activations.location),
-            dictionaries.location,
+            ActivationSet(activations.open()),
+            dictionaries.open(),
             location,
             settings,
             fingerprint=name,
             resources=resources,
             progress=progress,
         )
-        return codes.content_hash, {"rows": len(codes)}
+        return {"rows": len(codes)}
 
-    return once(store, "encode", name, "rows", work, [activations.url, dictionaries.url])
+    upstream_urls = [activations.url, dictionaries.url]
+    return once(store, "encode", name, "rows", work, _table_content, upstream_urls)
 
 
 @task(name="recover", **RETRIES)
@@ -240,7 +309,7 @@ def recover(
     upstream = [activations.fingerprint, codes.fingerprint]
     name = fingerprint("recover", RECOVER_VERSION, settings.model_dump(), upstream)
 
-    def work(location: Location, progress: Progress) -> tuple[str, dict[str, Any]]:
+    def work(location: Location, progress: Progress) -> dict[str, Any]:
         from compute.encoding import read_summary
         from compute.observed import observed_variables
         from compute.recovery import recover_graph
@@ -248,8 +317,8 @@ def recover(
         from storage.activations import ActivationSet
         from storage.codes import CodeSet
 
-        stored, encoded = ActivationSet(activations.location), CodeSet(codes.location)
-        samples = load_samples(activations.location)
+        stored, encoded = ActivationSet(activations.open()), CodeSet(codes.open())
+        samples = load_samples(stored.files)
         summaries = [read_summary(encoded, level) for level in encoded.levels]
         graph = recover_graph(
             stored,
@@ -267,28 +336,32 @@ def recover(
         for target in graph.edges.column("target").to_pylist():
             level = target.partition(":")[0]
             counts[level] = counts.get(level, 0) + 1
-        summary = {
+        return {
             "nodes": {str(level): count for level, count in graph.levels.items()},
             "edges_into": counts,
         }
-        return digest(files[file] for file in _GRAPH_FILES), summary
 
-    return once(store, "recover", name, "level pairs", work, [activations.url, codes.url])
+    def content(location: Location) -> str:
+        return digest(location.get(file) for file in _GRAPH_FILES)
+
+    upstream_urls = [activations.url, codes.url]
+    return once(store, "recover", name, "level pairs", work, content, upstream_urls)
 
 
 def read_graph(reference: Reference) -> Any:
     """The graph that :func:`recover` wrote."""
     from storage.graphs import ConceptGraph
 
-    return ConceptGraph.from_parquet(*(reference.location.get(file) for file in _GRAPH_FILES))
+    files = reference.open()
+    return ConceptGraph.from_parquet(*(files.get(file) for file in _GRAPH_FILES))
 
 
 def read_strips(reference: Reference) -> dict[str, dict[str, Any]]:
     """Steering strips by concept, if the graph has come with any."""
-    try:
-        strips: dict[str, dict[str, Any]] = json.loads(reference.location.get(STRIPS_FILE))
-    except FileNotFoundError:
+    files = reference.open()
+    if not files.exists(STRIPS_FILE):
         return {}
+    strips: dict[str, dict[str, Any]] = json.loads(files.get(STRIPS_FILE))
     return strips
 
 
@@ -313,6 +386,14 @@ def published_metadata(
 
 
 def hash_below(location: Location, folder: str = "") -> str:
-    """SHA-256 over the paths and the bytes of all files below a folder, in order of path."""
-    paths = sorted(location.walk(folder))
+    """SHA-256 over the paths and the bytes of a result's files below a folder, in order of path."""
+    paths = sorted(path for path in location.walk(folder) if not belongs_to_no_result(path))
     return digest(part for path in paths for part in (path.encode(), location.get(path)))
+
+
+def _table_content(location: Location) -> str:
+    """Content hash of a table, from its receipts."""
+    from storage.tables import open_table
+
+    shards = open_table(location).plan.shards
+    return digest(location.get(f"receipts/{shard}.json") for shard in shards)

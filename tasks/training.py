@@ -25,6 +25,7 @@ from compute.models.training_settings import (
 from storage.locations import Location
 from storage.records import fingerprint
 from storage.references import Reference
+from storage.seals import seal_files
 from tasks.steps import hash_below, once
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ __all__ = [
 TRAIN_VERSION = 1
 SCORE_VERSION = 1
 
+# Of no use once the model is trained; see `storage.references.SCRATCH`.
+_CHECKPOINT = "checkpoint"
 _SHOWN = 48
 _PER_ROW = 12
 
@@ -57,15 +60,15 @@ def train_sprite_part(
     stage: Stage = "autoencoder" if isinstance(settings, AutoencoderSettings) else "text_encoder"
     name = fingerprint(f"train-{stage}", TRAIN_VERSION, settings.model_dump(), [])
 
-    def work(location: Location, progress: Progress) -> tuple[str, dict[str, Any]]:
+    def work(location: Location, progress: Progress) -> dict[str, Any]:
         from compute.models.sprite_pipeline import SpriteCheckpoints, train_sprites
 
         whole = SpriteSettings(**settings.model_dump())
         places = SpriteCheckpoints(location, location, location)
         train_sprites(whole, places, _steps_of(progress), until=stage, every=every)
-        return hash_below(location), {"stage": stage}
+        return {"stage": stage}
 
-    return once(store, "train", name, "steps", work)
+    return once(store, "train", name, "steps", work, hash_below)
 
 
 @task(name="train-sprites", task_run_name="train the denoiser of sprites")
@@ -80,16 +83,20 @@ def train_sprite_model(
     upstream = [autoencoder.fingerprint, text_encoder.fingerprint]
     name = fingerprint("train-sprites", TRAIN_VERSION, settings.model_dump(), upstream)
 
-    def work(location: Location, progress: Progress) -> tuple[str, dict[str, Any]]:
+    def work(location: Location, progress: Progress) -> dict[str, Any]:
         from compute.models.sprite_pipeline import SpriteCheckpoints, train_sprites
 
+        for part in (autoencoder, text_encoder):
+            for damage in part.open().find_damage():
+                raise damage
         places = SpriteCheckpoints(
-            autoencoder.location, text_encoder.location, location / "checkpoint"
+            autoencoder.location, text_encoder.location, location / _CHECKPOINT
         )
         pipeline = train_sprites(settings, places, _steps_of(progress), every=every)
-        return _save(pipeline, location), {"settings": settings.model_dump()}
+        _save(pipeline, location)
+        return {"settings": settings.model_dump()}
 
-    return _named(store, "sprites", once(store, "train", name, "steps", work))
+    return _named(store, "sprites", once(store, "train", name, "steps", work, _model_content))
 
 
 @task(name="train-digits", task_run_name="train the denoiser of digits")
@@ -97,15 +104,16 @@ def train_digit_model(store: str, settings: DigitSettings, every: int) -> Refere
     """Train the denoiser, and save the pipeline below the store's models as ``digits``."""
     name = fingerprint("train-digits", TRAIN_VERSION, settings.model_dump(), [])
 
-    def work(location: Location, progress: Progress) -> tuple[str, dict[str, Any]]:
+    def work(location: Location, progress: Progress) -> dict[str, Any]:
         from compute.models.digit_pipeline import train_digits
         from compute.models.training_loop import Checkpoints
 
-        place = Checkpoints(location / "checkpoint", settings.model_dump(), every)
+        place = Checkpoints(location / _CHECKPOINT, settings.model_dump(), every)
         pipeline = train_digits(settings, place, _steps_of(progress))
-        return _save(pipeline, location), {"settings": settings.model_dump()}
+        _save(pipeline, location)
+        return {"settings": settings.model_dump()}
 
-    return _named(store, "digits", once(store, "train", name, "steps", work))
+    return _named(store, "digits", once(store, "train", name, "steps", work, _model_content))
 
 
 @task(name="train-grammar", task_run_name="train the language model of a grammar")
@@ -113,22 +121,20 @@ def train_grammar_model(store: str, settings: GrammarSettings, every: int) -> Re
     """Train the model, and save it with its tokenizer below the store's models as ``grammar``."""
     name = fingerprint("train-grammar", TRAIN_VERSION, settings.model_dump(), [])
 
-    def work(location: Location, progress: Progress) -> tuple[str, dict[str, Any]]:
+    def work(location: Location, progress: Progress) -> dict[str, Any]:
         from compute.worlds import grammar_model
 
         def told(step: int, steps: int, loss: float) -> None:
             progress(step, steps)
 
         model = grammar_model.train_grammar_model(
-            settings, location / "checkpoint", told, checkpoint_every=every
+            settings, location / _CHECKPOINT, told, checkpoint_every=every
         )
         world = grammar_model.grammar_world(settings)
-        written = _written(
-            lambda folder: grammar_model.save_grammar_model(model, world, folder), location
-        )
-        return written, {"settings": settings.model_dump()}
+        _write(lambda folder: grammar_model.save_grammar_model(model, world, folder), location)
+        return {"settings": settings.model_dump()}
 
-    return _named(store, "grammar", once(store, "train", name, "steps", work))
+    return _named(store, "grammar", once(store, "train", name, "steps", work, _model_content))
 
 
 @task(name="score", task_run_name="score the sprites")
@@ -166,20 +172,20 @@ def score_grammar_model(
     """Let the model write texts and check their sentences."""
     name = fingerprint("score", SCORE_VERSION, {"texts": texts}, [model.fingerprint])
 
-    def work(location: Location, progress: Progress) -> tuple[str, dict[str, Any]]:
+    def work(location: Location, progress: Progress) -> dict[str, Any]:
         from transformers import AutoModelForCausalLM
 
         from compute.worlds.grammar_model import grammar_world, judge_grammar_model
 
-        with _folder_of(model.location) as folder:
+        with _folder_of(model) as folder:
             loaded = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
         world = grammar_world(settings)
         score, written = judge_grammar_model(loaded, world, texts, settings.length)
         progress(1, 1)
         location.put("texts.txt", "\n".join(written).encode())
-        return hash_below(location), {"score": score._asdict(), "texts": written[:_SHOWN]}
+        return {"score": score._asdict(), "texts": written[:_SHOWN]}
 
-    reference = once(store, "score", name, "texts", work)
+    reference = once(store, "score", name, "texts", work, hash_below)
     told = model.summary["model"]
     create_table_artifact([reference.summary["score"]], key="score", description=f"Score of {told}")
     create_markdown_artifact(
@@ -201,21 +207,21 @@ class _Scored(NamedTuple):
 def _score(store: str, model: Reference, settings: dict[str, Any], score: Any) -> Reference:
     name = fingerprint("score", SCORE_VERSION, settings, [model.fingerprint])
 
-    def work(location: Location, progress: Progress) -> tuple[str, dict[str, Any]]:
+    def work(location: Location, progress: Progress) -> dict[str, Any]:
         from compute.pictures import mosaic, png
 
-        with _folder_of(model.location) as folder:
+        with _folder_of(model) as folder:
             scored: _Scored = score(folder)
         progress(1, 1)
         shown = np.rint(scored.drawings[:_SHOWN] * 255).astype(np.uint8)
         grid = mosaic(shown, _PER_ROW)
         location.put("drawings.png", png(grid, most=max(grid.shape)))
-        return hash_below(location), {
+        return {
             "score": scored.score,
             "captions": scored.captions[:_SHOWN],
         }
 
-    reference = once(store, "score", name, "drawings", work)
+    reference = once(store, "score", name, "drawings", work, hash_below)
     _show(model, reference)
     return reference
 
@@ -223,7 +229,7 @@ def _score(store: str, model: Reference, settings: dict[str, Any], score: Any) -
 def _show(model: Reference, score: Reference) -> None:
     told = model.summary["model"]
     create_table_artifact([score.summary["score"]], key="score", description=f"Score of {told}")
-    picture = base64.b64encode(score.location.get("drawings.png")).decode()
+    picture = base64.b64encode(score.open().get("drawings.png")).decode()
     captions = "\n".join(f"{i}. {text}" for i, text in enumerate(score.summary["captions"], 1))
     create_markdown_artifact(
         f"![drawings](data:image/png;base64,{picture})\n\n{captions}",
@@ -232,45 +238,47 @@ def _show(model: Reference, score: Reference) -> None:
     )
 
 
-def _save(pipeline: Any, location: Location) -> str:
-    """Save a pipeline in half precision below `location`; return the hash of what it wrote."""
+def _save(pipeline: Any, location: Location) -> None:
+    """Save a pipeline in half precision below `location`."""
     from compute.models.packaged import save_pipeline
 
-    return _written(lambda folder: save_pipeline(pipeline, folder), location)
+    _write(lambda folder: save_pipeline(pipeline, folder), location)
 
 
-def _written(save: Callable[[Path], None], location: Location) -> str:
-    """Let `save` fill a folder and put it below `location` as ``model``; return its hash."""
+def _write(save: Callable[[Path], None], location: Location) -> None:
+    """Let `save` fill a folder and put it below `location` as ``model``."""
     with tempfile.TemporaryDirectory() as folder:
         save(Path(folder))
         for path in sorted(Path(folder).rglob("*")):
             if path.is_file():
                 location.put(f"model/{path.relative_to(folder).as_posix()}", path.read_bytes())
+
+
+def _model_content(location: Location) -> str:
     return hash_below(location / "model")
 
 
 def _named(store: str, name: str, model: Reference) -> Reference:
     """Put the model where people look for it; another training may have put its own there."""
     shown = Location(store) / "models" / name
-    source = model.location / "model"
-    for path in source.walk():
-        shown.put(path, source.get(path))
+    files = model.open()
+    paths = [path.removeprefix("model/") for path in files.walk("model")]
+    for path in paths:
+        shown.put(path, files.get(f"model/{path}"))
+    seal_files(shown, paths)
     return model.model_copy(update={"summary": model.summary | {"model": shown.url}})
 
 
 @contextlib.contextmanager
-def _folder_of(location: Location) -> Iterator[Path]:
-    """The model at `location` as a folder of this machine, for the duration of the block."""
-    source = location / "model"
-    if source.local_path is not None:
-        yield source.local_path
-        return
+def _folder_of(model: Reference) -> Iterator[Path]:
+    """A model, checked, as a folder of this machine for the duration of the block."""
+    files = model.open()
     with tempfile.TemporaryDirectory() as folder:
-        for path in source.walk():
+        for path in files.walk("model"):
             target = Path(folder, path)
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(source.get(path))
-        yield Path(folder)
+            target.write_bytes(files.get(path))
+        yield Path(folder, "model")
 
 
 def _steps_of(progress: Progress) -> StageProgress:

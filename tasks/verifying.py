@@ -52,7 +52,7 @@ def verify(
     upstream = [step.fingerprint for step in (activations, dictionaries, graph)]
     name = fingerprint("verify", VERIFY_VERSION, settings.model_dump(), upstream)
 
-    def work(location: Location, progress: Progress) -> tuple[str, dict[str, Any]]:
+    def work(location: Location, progress: Progress) -> dict[str, Any]:
         from compute import verification
         from compute.learning import load_dictionaries
         from compute.sources import load_samples, look
@@ -61,9 +61,9 @@ def verify(
         from compute.verification.items import held_out_items
 
         sources = look(model, inputs, levels, seed=extract.seed)
-        samples = load_samples(activations.location)
+        samples = load_samples(activations.open())
         items = held_out_items(samples, sources.items(samples), settings.items, settings.seed)
-        found = load_dictionaries(dictionaries.location)
+        found = load_dictionaries(dictionaries.open())
         measured = [
             ConceptLevel(number, level.name, level.hookpoint, found[level.name], level.timestep)
             for number, level in enumerate(levels, 1)
@@ -95,7 +95,11 @@ def verify(
             location.put(file, data)
         scores = {kind: asdict(getattr(result, kind)) for kind in ("edges", "shuffled", "random")}
         scores["by_level"] = {str(n): asdict(score) for n, score in result.by_level.items()}
-        return digest(files[file] for file in sorted(files)), graph.summary | {"verified": scores}
+        return graph.summary | {"verified": scores}
+
+    def content(location: Location) -> str:
+        files = ("edges.parquet", "nodes.parquet", STRIPS_FILE)
+        return digest(location.get(file) for file in sorted(files))
 
     urls = [step.url for step in (activations, dictionaries, graph)]
-    return once(store, "verify", name, "parts", work, urls)
+    return once(store, "verify", name, "parts", work, content, urls)

@@ -1,18 +1,24 @@
-"""Checkpoints of a training: one safetensors file, replaced at once or not at all."""
+"""Checkpoints of a training: each a sealed folder, replaced at once or not at all."""
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from safetensors.torch import load, save
 
+from storage.damage import CorruptFile
 from storage.locations import Location, NotFound
+from storage.seals import SealedFolder, seal_files
 
 _FILE = "checkpoint.safetensors"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+# A damaged one is not used, and training goes on from the one before it.
+_KEPT = 2
+_log = logging.getLogger(__name__)
 
 
 def save_checkpoint(
@@ -22,6 +28,8 @@ def save_checkpoint(
     parameters: Mapping[str, torch.Tensor],
     kept: Mapping[str, torch.Tensor],
     optimiser: torch.optim.Optimizer,
+    *,
+    last: bool,
 ) -> None:
     """Write all that training changes: weights, their average, and Adam's moments.
 
@@ -30,6 +38,7 @@ def save_checkpoint(
     step : steps done.
     settings : JSON-ready settings, which a later run must share.
     parameters, kept : name → weights as trained, and as averaged.
+    last : whether training ends here, so that earlier ones are of no use.
     """
     tensors: dict[str, torch.Tensor] = {}
     for name, parameter in parameters.items():
@@ -39,7 +48,11 @@ def save_checkpoint(
             tensors[f"{moment}/{name}"] = optimiser.state[parameter][moment]
     metadata = {"step": str(step), "settings": json.dumps(dict(settings), sort_keys=True)}
     data = save({name: value.contiguous() for name, value in tensors.items()}, metadata)
-    location.put(_FILE, data)
+    folder = location / str(step)
+    folder.put(_FILE, data)
+    seal_files(folder, [_FILE])
+    for earlier in _steps(location)[1 if last else _KEPT :]:
+        location.delete_folder(str(earlier))
 
 
 @torch.no_grad()
@@ -50,15 +63,14 @@ def load_checkpoint(
     kept: Mapping[str, torch.Tensor],
     optimiser: torch.optim.Optimizer,
 ) -> int:
-    """Restore the checkpoint at ``location`` and return the steps done; 0 where there is none.
+    """Restore the latest whole checkpoint at ``location`` and return the steps done; 0 without one.
 
     Raises
     ------
     ValueError : the checkpoint is of a training with other settings or another model.
     """
-    try:
-        data = location.get(_FILE)
-    except NotFound:
+    data = _latest(location)
+    if data is None:
         return 0
     metadata = _metadata(data)
     if json.loads(metadata["settings"]) != json.loads(json.dumps(dict(settings))):
@@ -80,6 +92,27 @@ def load_checkpoint(
             **{moment: stored[f"{moment}/{name}"] for moment in _MOMENTS},
         }
     return step
+
+
+def _latest(location: Location) -> bytes | None:
+    for step in _steps(location):
+        try:
+            return SealedFolder.open(location / str(step)).get(_FILE)
+        except NotFound:
+            # A killed run had not ended it.
+            continue
+        except CorruptFile as error:
+            _log.warning("the checkpoint of step %d is not used: %s", step, error)
+    try:
+        # As earlier versions wrote it.
+        return location.get(_FILE)
+    except NotFound:
+        return None
+
+
+def _steps(location: Location) -> list[int]:
+    """Steps of which there is something, latest first."""
+    return sorted(map(int, filter(str.isdigit, location.children())), reverse=True)
 
 
 def _metadata(data: bytes) -> dict[str, str]:

@@ -106,6 +106,7 @@ class TrainingLoop:
                     self.parameters,
                     self.kept,
                     self.optimiser,
+                    last=done == self.steps,
                 )
             if progress is not None:
                 progress(self.stage, done, self.steps, float(loss.detach()))

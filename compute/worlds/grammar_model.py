@@ -101,8 +101,9 @@ def train_grammar_model(
                 # Early weights are forgotten sooner: an average over more than was seen lags.
                 decay = min(settings.average, (1 + step) / (10 + step))
                 kept[name].lerp_(value, 1 - decay)
-        if (step + 1) % checkpoint_every == 0 or step + 1 == settings.steps:
-            save_checkpoint(location, step + 1, known, parameters, kept, optimiser)
+        last = step + 1 == settings.steps
+        if (step + 1) % checkpoint_every == 0 or last:
+            save_checkpoint(location, step + 1, known, parameters, kept, optimiser, last=last)
         if progress is not None:
             progress(step + 1, settings.steps, float(loss.detach()))
     with torch.no_grad():

@@ -51,7 +51,7 @@ def test_codes_decode_to_the_activations_within_the_reported_error(built):
     from compute.learning import load_dictionaries
 
     stored, codes = ActivationSet(built["extract"].location), CodeSet(built["encode"].location)
-    dictionaries = load_dictionaries(built["learn"].location)
+    dictionaries = load_dictionaries(built["learn"].open())
     rows = stored.plan.split("held_out")
     kept = codes.kept(rows.start, rows.stop)
     for level, scores in built["learn"].summary["levels"].items():
@@ -69,7 +69,7 @@ def test_sae_lens_loads_every_dictionary(built, artifact, tmp_path):
 
     from compute.learning import load_dictionaries
 
-    ours = load_dictionaries(built["learn"].location)
+    ours = load_dictionaries(built["learn"].open())
     for level in artifact.manifest.levels:
         folder = tmp_path / level.name
         folder.mkdir()
@@ -158,10 +158,10 @@ def test_a_hierarchical_selection_model_is_fitted_and_published(built, recipe):
     learn = recipe.learn.model_copy(update=together)
     again = build(recipe.model_copy(update={"name": "together", "learn": learn}))
     assert again["extract"] == built["extract"]
-    found = load_dictionaries(again["learn"].location)
+    found = load_dictionaries(again["learn"].open())
 
     stored = ActivationSet(again["extract"].location)
-    bounds = read_norm_bounds(again["learn"].location)
+    bounds = read_norm_bounds(again["learn"].open())
     kept = np.flatnonzero(kept_rows(stored, bounds, 0, stored.plan.n_train))[:600]
     rows = [stored.read(level, 0, stored.plan.n_train)[kept] for level in stored.levels]
     model = HierarchicalSelectionModel([10] * len(rows), k=3, steps=30).fit(rows)

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 from storage.activations import ActivationSet, CorruptShard
-from storage.damage import CorruptMetadata
-from storage.doctor import clear_condemned, condemn, find_damage, mend_metadata, read_condemned
+from storage.condemned import clear_condemned, condemn, read_condemned
+from storage.damage import CorruptFile
+from storage.doctor import find_damage
 from storage.locations import Location
+from storage.mending import mend_metadata
 from tests.storage.test_activations import files, make_plan, write
 
 
@@ -48,7 +50,7 @@ def test_damaged_metadata_are_found_and_mended(stored, path, seed):
     flip(location, path, seed=seed)
     damage = find_damage(ActivationSet(location))
     assert [error.path for error in damage] == [path]
-    mend_metadata(ActivationSet(location), damage)
+    mend_metadata(ActivationSet(location), [path])
     assert files(location) == before
 
 
@@ -56,7 +58,7 @@ def test_a_missing_receipt_is_written_anew(stored):
     before = files(stored.location)
     stored.location.delete("receipts/0.json")
     damage = find_damage(ActivationSet(stored.location))
-    mend_metadata(ActivationSet(stored.location), damage)
+    mend_metadata(ActivationSet(stored.location), [error.path for error in damage])
     assert files(stored.location) == before
 
 
@@ -67,7 +69,7 @@ def test_a_damaged_plan_or_seal_is_refused(stored, path):
         flip(stored.location, path, seed=seed)
         try:
             damage = find_damage(ActivationSet(stored.location))
-        except CorruptMetadata as error:
+        except CorruptFile as error:
             damage = [error]
         assert {error.path for error in damage} <= {"plan.json", "sealed.json"}
         assert damage
@@ -76,10 +78,11 @@ def test_a_damaged_plan_or_seal_is_refused(stored, path):
 
 def test_condemned_shards_are_noted_until_they_are_whole(stored):
     url = stored.location.url
-    condemn(
-        stored,
-        [CorruptShard("levels/low", 3, "x", url), CorruptShard("norms/low", 3, "x", url)],
-    )
-    assert read_condemned(stored.location) == {3: ["levels/low", "norms/low"]}
+    shards = [CorruptShard("levels/low", 3, "x", url), CorruptShard("norms/low", 3, "x", url)]
+    condemn(stored.location, shards=shards[:1], files=["a"])
+    condemn(stored.location, shards=shards)
+    condemned = read_condemned(stored.location)
+    assert condemned.shards == {3: ["levels/low", "norms/low"]}
+    assert condemned.files == ["a"]
     clear_condemned(stored.location)
-    assert read_condemned(stored.location) == {}
+    assert not read_condemned(stored.location)
