@@ -23,6 +23,7 @@ from compute.cluster import (
     silent,
     worker_count,
 )
+from compute.dictionaries.settings import codes_per_row
 from compute.learning import load_dictionaries, read_norm_bounds
 from compute.settings import EncodeSettings, ResourceSettings
 from storage.activations import ActivationSet
@@ -327,9 +328,7 @@ def code_plan(
     levels = []
     for level in activations.levels:
         dictionary = dictionaries[level]
-        # Only TopK activates exactly k; the rest have k on average, and room for busier rows.
-        k = dictionary.k if dictionary.architecture == "topk" else 4 * dictionary.k
-        k = min(k, dictionary.n_concepts)
+        k = codes_per_row(dictionary.architecture, dictionary.k, dictionary.n_concepts)
         levels.append(CodeLevel(name=level, n_concepts=dictionary.n_concepts, k=k))
     return CodePlan(
         fingerprint=fingerprint,

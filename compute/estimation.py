@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compute.cluster import actor_options, connect, next_ready, worker_count
-from compute.dictionaries.settings import DictionarySettings
-from compute.settings import ExtractSettings, LearnSettings, ResourceSettings
+from compute.dictionaries.settings import DictionarySettings, codes_per_row
+from compute.settings import ExtractSettings, InputSettings, LearnSettings, ResourceSettings
 from storage.activations import ActivationPlan, LevelPlan
 from storage.locations import Location
 
@@ -79,15 +79,10 @@ class StepEstimate:
     memory: int
 
 
-def storage_of(plan: ActivationPlan, learn: LearnSettings, codes_k: int) -> Storage:
-    """Bytes that a run takes on disk, from its plan.
-
-    Parameters
-    ----------
-    codes_k : int
-        Codes kept per row and level.
-    """
+def storage_of(plan: ActivationPlan, learn: LearnSettings) -> Storage:
+    """Bytes that a run takes on disk, from its plan."""
     widths = [level.width for level in plan.levels]
+    codes_k = codes_per_row(learn.architecture, learn.k, learn.n_concepts)
     codes = int(plan.n_rows * len(widths) * _code_bytes(learn.n_concepts, learn.k, codes_k))
     # W_enc, W_dec, b_enc, b_dec and the log frequency, in float32.
     one = [4 * (2 * learn.n_concepts * d + 2 * learn.n_concepts + d) for d in widths]
@@ -111,7 +106,12 @@ def _code_bytes(n_concepts: int, k: int, width: int) -> float:
 
 
 def rehearse_extraction(
-    sources: Sources, settings: ExtractSettings, n_rows: int, *, resources: ResourceSettings
+    sources: Sources,
+    inputs: InputSettings,
+    settings: ExtractSettings,
+    n_rows: int,
+    *,
+    resources: ResourceSettings,
 ) -> StepEstimate:
     """Extract a few small blocks into a temporary store and multiply out to `n_rows`.
 
@@ -121,15 +121,17 @@ def rehearse_extraction(
     import ray
 
     from compute.extraction import write_activations
+    from compute.sources import block_reader, model_loader
 
     joining = _timed(connect)
-    load = sources.adapter(settings)
+    load = model_loader(sources.model, sources.levels, settings, sources.dtype)
     task = ray.remote(max_retries=1, **actor_options(resources))(_memory_of)
     passes = settings.batch_size * _PASSES
     samples = sources.arrange(settings.model_copy(update={"block_rows": 1}))
     one_item = samples.n_rows / (len(samples.blocks) - 1)
     samples = sources.arrange(settings.model_copy(update={"block_rows": int(passes * one_item)}))
-    memory = ray.get(next_ready([task.remote(load, sources.items(samples)(0), resources)]))
+    read = block_reader(samples, inputs, seed=settings.seed)
+    memory = ray.get(next_ready([task.remote(load, read(0), resources)]))
     n_blocks = len(samples.block_rows) - 1
     workers = worker_count(resources, -(-n_rows // settings.block_rows))
     blocks = samples.block_rows[: min(n_blocks, _BLOCKS * workers) + 1]
@@ -157,9 +159,7 @@ def rehearse_extraction(
     with tempfile.TemporaryDirectory(
         prefix="strata-estimate-", ignore_cleanup_errors=True
     ) as folder:
-        write_activations(
-            Location(folder), plan, sources.items(samples), load, resources=resources, progress=note
-        )
+        write_activations(Location(folder), plan, read, load, resources=resources, progress=note)
     ended = time.monotonic() - begun
     staged, rows = marks[-1]
     first, first_rows = marks[min(workers, len(marks) - 1)]

@@ -11,7 +11,7 @@ import numpy as np
 
 from compute.cluster import Progress, actor_options, connect, silent, watch, worker_log
 from compute.dictionaries.settings import DictionarySettings
-from compute.settings import LearnSettings, ResourceSettings
+from compute.settings import LearnSettings, LevelSettings, Recipe, ResourceSettings
 from storage.activations import ActivationSet
 from storage.damage import CorruptFile
 from storage.exports.saelens import CONFIG_FILE, SPARSITY_FILE, WEIGHTS_FILE, to_saelens
@@ -19,7 +19,7 @@ from storage.loader import ActivationLoader, kept_rows
 from storage.locations import Location, NotFound
 from storage.seals import SealedFolder, seal_files
 
-__all__ = ["DICTIONARY_FILES", "load_dictionaries", "norm_bounds", "train"]
+__all__ = ["DICTIONARY_FILES", "load_dictionaries", "norm_bounds", "published_metadata", "train"]
 
 DICTIONARY_FILES = (CONFIG_FILE, WEIGHTS_FILE, SPARSITY_FILE)
 _BOUNDS = "norm_bounds.json"
@@ -94,6 +94,32 @@ def train(
         progress,
     )
     return scores
+
+
+def published_metadata(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """What the ``cfg.json`` of each level says of it, under SAELens' names where it has one."""
+    return {
+        level.name: _published_metadata(number, level, recipe)
+        for number, level in enumerate(recipe.levels, 1)
+    }
+
+
+def _published_metadata(number: int, level: LevelSettings, recipe: Recipe) -> dict[str, Any]:
+    parts = level.hookpoint.split(".")
+    layer = int(parts[1]) if parts[0] == "layers" and parts[1:2] and parts[1].isdigit() else None
+    hook = f"blocks.{layer}.hook_resid_post" if parts[2:] == ["output"] else level.hookpoint
+    language = recipe.model.kind == "language"
+    return {
+        "model_name": recipe.model.gguf_file or recipe.model.source,
+        "hook_name": hook,
+        "context_size": recipe.extract.context_length if language else None,
+        "prepend_bos": False,
+        "level": number,
+        "level_name": level.name,
+        "layer": layer,
+        "hookpoint": level.hookpoint,
+        "timestep": level.timestep,
+    }
 
 
 def load_dictionaries(learned: SealedFolder) -> dict[str, Any]:

@@ -16,7 +16,36 @@ from storage.activations import ActivationSet
 from storage.codes import CodeSet
 from storage.graphs import ConceptGraph, concept_ids
 
-__all__ = ["recover_graph"]
+__all__ = ["recover_from_codes", "recover_graph"]
+
+
+def recover_from_codes(
+    activations: ActivationSet,
+    codes: CodeSet,
+    settings: RecoverSettings,
+    *,
+    resources: ResourceSettings,
+    progress: Progress = silent,
+) -> ConceptGraph:
+    """Recover the graph of a run from its finished activation and code sets.
+
+    Observed variables and the frequencies of concepts are read from the sets themselves; the rest
+    is :func:`recover_graph`.
+    """
+    from compute.encoding import read_summary
+    from compute.observed import observed_variables
+    from compute.sources import load_samples
+
+    summaries = [read_summary(codes, level) for level in codes.levels]
+    return recover_graph(
+        activations,
+        codes,
+        observed_variables(activations, codes, load_samples(activations.files), settings),
+        [summary.counts / max(1, summary.rows) for summary in summaries],
+        settings,
+        resources=resources,
+        progress=progress,
+    )
 
 
 def recover_graph(

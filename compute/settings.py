@@ -6,7 +6,8 @@ dictionary can be told stands in ``compute/dictionaries/settings.py``.
 
 from __future__ import annotations
 
-from typing import Literal, Self
+import os
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -22,8 +23,10 @@ __all__ = [
     "LevelSettings",
     "ModelSettings",
     "PublishSettings",
+    "Recipe",
     "RecoverSettings",
     "ResourceSettings",
+    "Resources",
     "VerifySettings",
 ]
 
@@ -265,3 +268,81 @@ class ResourceSettings(_Settings):
 
     memory_gb: float | None = Field(None, gt=0)
     """Memory that one worker reserves, in GB."""
+
+
+class Resources(_Settings):
+    """What each step asks of Ray."""
+
+    extract: ResourceSettings = ResourceSettings()
+    learn: ResourceSettings = ResourceSettings(cpus=2)
+    encode: ResourceSettings = ResourceSettings()
+    recover: ResourceSettings = ResourceSettings()
+
+
+class Recipe(_Settings):
+    """One run, from a generative model to a published concept artifact."""
+
+    name: str
+    """Name of the artifact; each run with other settings publishes its next version."""
+
+    title: str = ""
+    """Heading of the report."""
+
+    description: str = ""
+    """What the report says about the run."""
+
+    store: str = Field(default_factory=lambda: os.environ.get("STRATA_STORE", ".strata"))
+    """Where results lie: a folder or a URL such as s3://bucket/prefix; every worker reaches it."""
+
+    model: ModelSettings
+    inputs: InputSettings
+    levels: tuple[LevelSettings, ...] = Field(min_length=1)
+    """Places in the model, lowest level first."""
+
+    extract: ExtractSettings = ExtractSettings()
+    learn: LearnSettings = LearnSettings()
+    encode: EncodeSettings = EncodeSettings()
+    recover: RecoverSettings = RecoverSettings()
+    verify: VerifySettings = VerifySettings()
+    publish: PublishSettings = PublishSettings()
+    resources: Resources = Resources()
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """The settings that a version's lineage tells of, as plain JSON: all but where it ran."""
+        return self.model_dump(mode="json", exclude={"store", "resources"})
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        check_name(self.name)
+        names = [level.name for level in self.levels]
+        if len(set(names)) < len(names):
+            raise ValueError(f"levels {names} repeat a name: give each level its own.")
+        return self
+
+    @model_validator(mode="after")
+    def _of_several_levels(self) -> Self:
+        if self.learn.method == "hierarchical" and len(self.levels) < 2:
+            raise ValueError(
+                "learn.method is 'hierarchical' and there is 1 level: give two levels or more, or "
+                "take 'independent'."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> Self:
+        language = self.model.kind == "language"
+        if language != (self.inputs.text is not None):
+            fitting = "inputs.text" if language else "inputs.prompts or inputs.images"
+            raise ValueError(
+                f"a {self.model.kind} model does not read {self.inputs.source!r}: give {fitting}, "
+                "or change model.kind."
+            )
+        for level in self.levels:
+            if language != (level.timestep is None):
+                remedy = "leave it out" if language else "give each level one"
+                raise ValueError(
+                    f"level {level.name!r} has timestep {level.timestep} in a {self.model.kind} "
+                    f"model: {remedy}."
+                )
+        return self

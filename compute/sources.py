@@ -24,7 +24,16 @@ if TYPE_CHECKING:
     from compute.models.diffusion_facts import DiffusionFacts
     from compute.models.language_facts import LanguageFacts
 
-__all__ = ["Samples", "Sources", "load_samples", "look", "resumed_samples", "save_samples"]
+__all__ = [
+    "Samples",
+    "Sources",
+    "block_reader",
+    "load_samples",
+    "look",
+    "model_loader",
+    "resumed_samples",
+    "save_samples",
+]
 
 _SAMPLES_SEAL = "samples.json"
 
@@ -70,14 +79,6 @@ class Sources(ABC):
     @abstractmethod
     def arrange(self, settings: ExtractSettings) -> Samples:
         """Lay the inputs out; the longest part of planning."""
-
-    @abstractmethod
-    def items(self, samples: Samples) -> Callable[[int], Sequence[Any]]:
-        """The inputs of a block, by its number, as the adapter takes them."""
-
-    @abstractmethod
-    def adapter(self, settings: ExtractSettings) -> Callable[[], Any]:
-        """What loads the model; it can travel to a worker."""
 
     def _identity(self, settings: ExtractSettings, without: set[str]) -> dict[str, Any]:
         return {
@@ -127,27 +128,6 @@ class TextSources(Sources):
         vocabulary = {token: self.facts.tokenizer.decode([token]) for token in used}
         names = [document.name for document in self.documents]
         return arrange(names, tokens, vocabulary, settings)
-
-    def items(self, samples: Samples) -> Callable[[int], Sequence[Any]]:
-        """Contexts of tokens."""
-        if not isinstance(samples, Corpus):
-            raise TypeError("a language model reads a corpus.")
-        return samples.contexts
-
-    def adapter(self, settings: ExtractSettings) -> Callable[[], Any]:
-        """What loads the language model."""
-        from compute.models.language import LanguageModel
-
-        return functools.partial(
-            LanguageModel.load,
-            self.model.source,
-            levels=_places(self.levels),
-            dtype=self.dtype,
-            device=self.model.device,
-            gguf_file=self.model.gguf_file,
-            context_length=settings.context_length,
-            batch_size=settings.batch_size,
-        )
 
 
 @dataclass(frozen=True)
@@ -200,32 +180,6 @@ class PictureSources(Sources):
         assert self.pictures is not None  # either prompts or pictures are given
         shape = self.facts.picture_shape
         return arrange_gallery(self.pictures.names, self.pictures.texts, grid, settings, shape)
-
-    def items(self, samples: Samples) -> Callable[[int], Sequence[Any]]:
-        """Prompts, or pictures that are read when their block is."""
-        if not isinstance(samples, Gallery):
-            raise TypeError("a diffusion model reads a gallery.")
-        if self.pictures is None:
-            return samples.prompts
-        return functools.partial(samples.images, pictures=self.pictures)
-
-    def adapter(self, settings: ExtractSettings) -> Callable[[], Any]:
-        """What loads the pipeline."""
-        from compute.models.diffusion import DiffusionModel
-
-        return functools.partial(
-            DiffusionModel.load,
-            self.model.source,
-            levels=_places(self.levels),
-            dtype=self.dtype,
-            device=self.model.device,
-            steps=settings.steps,
-            guidance=settings.guidance,
-            size=self.model.size,
-            grid=settings.grid,
-            batch_size=settings.batch_size,
-            keep_pictures=True,
-        )
 
 
 def look(
@@ -284,6 +238,66 @@ def look(
         prompts=prompts,
         pictures=pictures,
     )
+
+
+def model_loader(
+    model: ModelSettings, levels: Sequence[LevelSettings], settings: ExtractSettings, dtype: str
+) -> Callable[[], Any]:
+    """What loads the model as a run reads it; it can travel to a worker.
+
+    Parameters
+    ----------
+    dtype : str
+        The type in which it runs, such as ``bfloat16``.
+    """
+    chosen: dict[str, Any] = {
+        "levels": _places(levels),
+        "dtype": dtype,
+        "device": model.device,
+        "batch_size": settings.batch_size,
+    }
+    if model.kind == "language":
+        from compute.models.language import LanguageModel
+
+        return functools.partial(
+            LanguageModel.load,
+            model.source,
+            gguf_file=model.gguf_file,
+            context_length=settings.context_length,
+            **chosen,
+        )
+    from compute.models.diffusion import DiffusionModel
+
+    return functools.partial(
+        DiffusionModel.load,
+        model.source,
+        steps=settings.steps,
+        guidance=settings.guidance,
+        size=model.size,
+        grid=settings.grid,
+        keep_pictures=True,
+        **chosen,
+    )
+
+
+def block_reader(
+    samples: Samples, inputs: InputSettings, *, seed: int = 0
+) -> Callable[[int], Sequence[Any]]:
+    """What gives the samples of a block, by its number, as the model's adapter takes them.
+
+    Texts and prompts are read from the samples themselves; pictures that are shown are decoded
+    when their block is read.
+
+    Parameters
+    ----------
+    seed : int
+        Of a built-in source that draws its samples.
+    """
+    if isinstance(samples, Corpus):
+        return samples.contexts
+    if inputs.images is None:
+        return samples.prompts
+    return functools.partial(samples.images, pictures=open_pictures(inputs, seed=seed))
 
 
 def save_samples(samples: Samples, location: Location) -> None:

@@ -9,20 +9,24 @@ from prefect import flow
 from compute.cluster import disconnect
 from flows.recipe import Recipe
 from storage.references import Reference, Step
+from tasks.checking import check
+from tasks.encoding import encode
+from tasks.extracting import extract
+from tasks.learning import learn
 from tasks.logs import worker_logs
 from tasks.publishing import publish
-from tasks.steps import check, encode, extract, learn, recover
+from tasks.recovering import recover
 from tasks.verifying import verify
 
 __all__ = ["STEPS", "build", "repair", "run_steps"]
 
-STEPS: tuple[Step, ...] = ("extract", "learn", "encode", "recover", "publish")
-"""The steps of a run, in order."""
+STEPS: tuple[Step, ...] = ("extract", "learn", "encode", "recover", "verify", "publish")
+"""The steps of a run, in order; `verify` is left out where the recipe does not ask for it."""
 
 
 @flow(name="build", flow_run_name="build {recipe.name}", description=__doc__, log_prints=False)
 def build(recipe: Recipe) -> dict[str, Reference]:
-    """Run a recipe: extract, learn, encode, recover, publish.
+    """Run a recipe: extract, learn, encode, recover, verify, publish.
 
     Steps that are done already, with the same settings and inputs, are not done again.
 
@@ -47,6 +51,8 @@ def run_steps(recipe: Recipe, *, until: Step = "publish") -> dict[str, Reference
         One of `STEPS`.
     """
     references: dict[str, Reference] = {}
+    if until == "verify" and not recipe.verify.enabled:
+        until = "recover"
     try:
         with worker_logs():
             for reference in _steps(recipe):
@@ -65,43 +71,15 @@ def repair(recipe: Recipe, last: Step) -> dict[str, Reference]:
 
 
 def _steps(recipe: Recipe) -> Iterator[Reference]:
-    store, levels = recipe.store, recipe.levels
-    check(store, recipe.model, recipe.inputs, levels, recipe.extract, recipe.learn)
-    activations = extract(
-        store, recipe.model, recipe.inputs, levels, recipe.extract, recipe.resources.extract
-    )
+    activations = extract(recipe, check(recipe))
     yield activations
-    dictionaries = learn(
-        store,
-        activations,
-        recipe.model,
-        levels,
-        recipe.extract.context_length,
-        recipe.learn,
-        recipe.resources.learn,
-    )
+    dictionaries = learn(recipe, activations)
     yield dictionaries
-    codes = encode(store, activations, dictionaries, recipe.encode, recipe.resources.encode)
+    codes = encode(recipe, activations, dictionaries)
     yield codes
-    graph = recover(store, activations, codes, recipe.recover, recipe.resources.recover)
+    graph = recover(recipe, activations, codes)
     yield graph
     if recipe.verify.enabled:
-        steps = (activations, dictionaries, graph)
-        graph = verify(
-            store, recipe.model, recipe.inputs, levels, recipe.extract, recipe.verify, *steps
-        )
+        graph = verify(recipe, activations, dictionaries, graph)
         yield graph
-    yield publish(
-        store,
-        recipe.name,
-        recipe.title,
-        recipe.description,
-        levels,
-        recipe.model_dump(mode="json", exclude={"store", "resources"}),
-        recipe.encode,
-        recipe.publish,
-        activations,
-        dictionaries,
-        codes,
-        graph,
-    )
+    yield publish(recipe, activations, dictionaries, codes, graph)

@@ -6,7 +6,7 @@ import math
 import os
 import sys
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -22,6 +22,9 @@ from flows.stack_command import register as register_stack
 from flows.steer_command import steer
 from flows.trainings import TRAININGS, load_training
 from storage.damage import Damaged
+
+if TYPE_CHECKING:
+    from compute.steps.plan import RunPlan
 
 __all__ = ["app", "main"]
 
@@ -92,12 +95,14 @@ def run(recipe: RecipeArgument, settings: SetOption = [], store: StoreOption = N
         return
     chosen = _recipe(recipe, settings, store)
     server_answers = _begin_server()
-    _check(chosen)
+    found = _check(chosen)
     from flows.build import build
+    from tasks.checking import already_checked
 
     server_answers()
     err.print(f"[bold]strata[/] runs {chosen.name!r} into {chosen.store}")
-    references = build(chosen)
+    with already_checked(chosen, found):
+        references = build(chosen)
     _summary(references)
 
 
@@ -156,14 +161,12 @@ def _settings(settings: list[str], store: str | None) -> list[str]:
     return [*settings, *([f"store={store}"] if store else [])]
 
 
-def _check(recipe: Recipe) -> None:
+def _check(recipe: Recipe) -> RunPlan:
     """Refuse bad input here, in a second, rather than in a flow run that must start first."""
-    from tasks.planning import check
+    from compute.steps.plan import check
 
     try:
-        check(
-            recipe.store, recipe.model, recipe.inputs, recipe.levels, recipe.extract, recipe.learn
-        )
+        return check(recipe)
     except ValueError as error:
         raise BadInput(str(error)) from error
 

@@ -29,16 +29,7 @@ def print_estimate(recipe: Recipe, *, rehearse: bool, as_json: bool, out: Consol
     from tasks.estimating import estimate
 
     try:
-        found = estimate(
-            recipe.store,
-            recipe.model,
-            recipe.inputs,
-            recipe.levels,
-            recipe.extract,
-            recipe.learn,
-            {name: getattr(recipe.resources, name) for name in type(recipe.resources).model_fields},
-            rehearse=rehearse,
-        )
+        found = estimate(recipe, rehearse=rehearse)
     except ValueError as error:
         raise BadInput(str(error)) from error
     finally:

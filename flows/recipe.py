@@ -1,30 +1,17 @@
-"""Recipes: a whole run as one validated value, from a YAML file and settings beside it."""
+"""Reading recipes: a whole run as one validated value, from a YAML file and settings beside it."""
 
 from __future__ import annotations
 
 import difflib
 import importlib.resources
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ValidationError
 
-from compute.settings import (
-    EncodeSettings,
-    ExtractSettings,
-    InputSettings,
-    LearnSettings,
-    LevelSettings,
-    ModelSettings,
-    PublishSettings,
-    RecoverSettings,
-    ResourceSettings,
-    VerifySettings,
-)
-from storage.locations import check_name
+from compute.settings import Recipe
 
 __all__ = ["BadInput", "Recipe", "load_recipe", "recipe_names", "with_settings"]
 
@@ -34,83 +21,6 @@ _FOLDER = importlib.resources.files("flows") / "recipes"
 
 class BadInput(ValueError):
     """What the user asked for cannot be done; the message says which field, value and remedy."""
-
-
-class Resources(BaseModel):
-    """What each step asks of Ray."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    extract: ResourceSettings = ResourceSettings()
-    learn: ResourceSettings = ResourceSettings(cpus=2)
-    encode: ResourceSettings = ResourceSettings()
-    recover: ResourceSettings = ResourceSettings()
-
-
-class Recipe(BaseModel):
-    """One run, from a generative model to a published concept artifact."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    name: str
-    """Name of the artifact; each run with other settings publishes its next version."""
-
-    title: str = ""
-    """Heading of the report."""
-
-    description: str = ""
-    """What the report says about the run."""
-
-    store: str = Field(default_factory=lambda: os.environ.get("STRATA_STORE", ".strata"))
-    """Where results lie: a folder or a URL such as s3://bucket/prefix; every worker reaches it."""
-
-    model: ModelSettings
-    inputs: InputSettings
-    levels: tuple[LevelSettings, ...] = Field(min_length=1)
-    """Places in the model, lowest level first."""
-
-    extract: ExtractSettings = ExtractSettings()
-    learn: LearnSettings = LearnSettings()
-    encode: EncodeSettings = EncodeSettings()
-    recover: RecoverSettings = RecoverSettings()
-    verify: VerifySettings = VerifySettings()
-    publish: PublishSettings = PublishSettings()
-    resources: Resources = Resources()
-
-    @model_validator(mode="after")
-    def _named(self) -> Self:
-        check_name(self.name)
-        names = [level.name for level in self.levels]
-        if len(set(names)) < len(names):
-            raise ValueError(f"levels {names} repeat a name: give each level its own.")
-        return self
-
-    @model_validator(mode="after")
-    def _of_several_levels(self) -> Self:
-        if self.learn.method == "hierarchical" and len(self.levels) < 2:
-            raise ValueError(
-                "learn.method is 'hierarchical' and there is 1 level: give two levels or more, or "
-                "take 'independent'."
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _of_one_kind(self) -> Self:
-        language = self.model.kind == "language"
-        if language != (self.inputs.text is not None):
-            fitting = "inputs.text" if language else "inputs.prompts or inputs.images"
-            raise ValueError(
-                f"a {self.model.kind} model does not read {self.inputs.source!r}: give {fitting}, "
-                "or change model.kind."
-            )
-        for level in self.levels:
-            if language != (level.timestep is None):
-                remedy = "leave it out" if language else "give each level one"
-                raise ValueError(
-                    f"level {level.name!r} has timestep {level.timestep} in a {self.model.kind} "
-                    f"model: {remedy}."
-                )
-        return self
 
 
 def recipe_names() -> list[str]:

@@ -58,10 +58,12 @@ from storage.columns import (
     to_numpy,
 )
 from storage.exports.graph_formats import graphml, networkx_graph, node_link
+from storage.seals import Files
 
-__all__ = ["VERDICTS", "ConceptGraph", "concept_ids", "concept_place"]
+__all__ = ["GRAPH_FILES", "VERDICTS", "ConceptGraph", "concept_ids", "concept_place"]
 
 VERDICTS = ("confirmed", "refuted", "untested")
+GRAPH_FILES = ("nodes.parquet", "edges.parquet")
 
 Positions = NDArray[np.int64]
 
@@ -126,6 +128,18 @@ class ConceptGraph:
             edge_columns["verdict"] = ["untested"] * len(edge_columns.get("source", ()))
         edge_table = make_table(edge_columns, EDGE_SCHEMA, "edges")
         return cls._validated(node_table, edge_table)
+
+    @classmethod
+    def read(cls, files: Files) -> ConceptGraph:
+        """Read the graph that lies as `GRAPH_FILES` in the folder of a step.
+
+        Raises
+        ------
+        ValueError
+            If a file is no Parquet file or its columns do not make a graph.
+        """
+        nodes, edges = GRAPH_FILES
+        return cls.from_parquet(files.get(nodes), files.get(edges))
 
     @classmethod
     def from_parquet(cls, nodes: bytes | str | Path, edges: bytes | str | Path) -> ConceptGraph:
@@ -333,12 +347,19 @@ class ConceptGraph:
 
     # ---- taking it elsewhere -------------------------------------------------------------------
 
+    @property
+    def edges_by_level(self) -> dict[int, int]:
+        """Number of edges that point to nodes of each level, of levels that have any."""
+        found: dict[int, int] = {}
+        for target in self.edges.column("target").to_pylist():
+            level, _ = concept_place(target)
+            found[level] = found.get(level, 0) + 1
+        return found
+
     def to_parquet(self) -> dict[str, bytes]:
-        """Return the two files ``nodes.parquet`` and ``edges.parquet``."""
-        return {
-            "nodes.parquet": parquet_bytes(self.nodes),
-            "edges.parquet": parquet_bytes(self.edges),
-        }
+        """Return the files `GRAPH_FILES`."""
+        nodes, edges = GRAPH_FILES
+        return {nodes: parquet_bytes(self.nodes), edges: parquet_bytes(self.edges)}
 
     def to_networkx(self) -> Any:
         """Return a ``networkx.DiGraph`` whose attributes are the known columns."""

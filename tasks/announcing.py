@@ -94,7 +94,13 @@ def asset_key(registry: str, name: str) -> str:
 
 
 def _materialize(asset: Asset, upstream: Sequence[str], told: Mapping[str, Any]) -> None:
-    @materialize(asset, asset_deps=[_uri(url) for url in upstream], name="announce", by="strata")
+    @materialize(
+        asset,
+        asset_deps=[_uri(url) for url in upstream],
+        name="announce",
+        task_run_name=f"announce {asset.properties.name if asset.properties else asset.key}",
+        by="strata",
+    )
     def announced() -> None:
         add_asset_metadata(asset, dict(told))
 

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from compute.settings import (
-    ExtractSettings,
-    InputSettings,
-    LearnSettings,
-    LevelSettings,
-    ModelSettings,
-    ResourceSettings,
-)
+from compute.settings import Recipe
 from storage.locations import Location
 from storage.references import Reference
-from tasks.planning import disk_bytes, plan_extraction
 
 if TYPE_CHECKING:
     from compute.estimation import StepEstimate
+    from compute.sources import Sources
+    from storage.activations import ActivationPlan
 
 __all__ = ["Estimate", "estimate"]
 
@@ -67,23 +60,11 @@ class Estimate:
         return sum(self.seconds.values())
 
 
-def estimate(
-    store: str,
-    model: ModelSettings,
-    inputs: InputSettings,
-    levels: Sequence[LevelSettings],
-    extract: ExtractSettings,
-    learn: LearnSettings,
-    resources: Mapping[str, ResourceSettings],
-    *,
-    rehearse: bool = True,
-) -> Estimate:
+def estimate(recipe: Recipe, *, rehearse: bool = True) -> Estimate:
     """Say what a run will take.
 
     Parameters
     ----------
-    resources : mapping of str to ResourceSettings
-        By step: ``extract``, ``learn``, ``encode``, ``recover``.
     rehearse : bool
         Load the model and try every step on a few rows, for seconds and memory.
 
@@ -92,38 +73,17 @@ def estimate(
     ValueError
         If there is no input, no such model, or no such layer.
     """
-    from compute.estimation import (
-        StepEstimate,
-        rehearse_extraction,
-        rehearse_learning,
-        rehearse_recovery,
-        storage_of,
-    )
-    from compute.sources import look
+    from compute.estimation import storage_of
+    from compute.sources import resumed_samples
+    from compute.steps.plan import activation_plan, disk_bytes, prepare
 
-    location = Location(store)
-    sources = look(model, inputs, levels, seed=extract.seed)
-    sources.check(extract)
-    planned = plan_extraction(location, sources, extract)
-    plan = planned.activations
-    k = learn.k if learn.architecture == "topk" else min(4 * learn.k, learn.n_concepts)
-    storage = storage_of(plan, learn, k)
-    steps: dict[str, StepEstimate] = {}
-    if rehearse:
-        steps["extract"] = rehearse_extraction(
-            sources, extract, plan.n_rows, resources=resources["extract"]
-        )
-        steps["learn"], steps["encode"] = rehearse_learning(
-            plan, learn, learning=resources["learn"], encoding=resources["encode"]
-        )
-        if learn.method == "hierarchical":
-            # How long it takes to drop what is not needed is not known before it is tried.
-            del steps["learn"]
-        steps["recover"] = rehearse_recovery(
-            plan.n_train, len(plan.levels), learn, resources=resources["recover"]
-        )
-        published = len(plan.levels) * learn.n_concepts
-        steps["publish"] = StepEstimate(_PUBLISH_SECONDS * published, 0)
+    location = Location(recipe.store)
+    sources, found = prepare(recipe)
+    folder = found.folder(recipe.store)
+    samples = resumed_samples(folder) or sources.arrange(recipe.extract)
+    plan = activation_plan(recipe, found, samples)
+    storage = storage_of(plan, recipe.learn)
+    steps = _rehearse(recipe, sources, plan) if rehearse else {}
     return Estimate(
         rows=plan.n_rows,
         bytes={
@@ -132,9 +92,37 @@ def estimate(
             # Kept once as learnt and once in the artifact.
             "dictionaries": 2 * storage.dictionaries,
         },
-        peak_bytes=disk_bytes(plan, learn),
+        peak_bytes=disk_bytes(plan, recipe.learn),
         free_bytes=location.free_bytes(),
         seconds={name: step.seconds for name, step in steps.items()},
         memory={name: step.memory for name, step in steps.items() if step.memory},
-        done=Reference.find(planned.location) is not None,
+        done=Reference.find(folder) is not None,
     )
+
+
+def _rehearse(recipe: Recipe, sources: Sources, plan: ActivationPlan) -> dict[str, StepEstimate]:
+    from compute.estimation import (
+        StepEstimate,
+        rehearse_extraction,
+        rehearse_learning,
+        rehearse_recovery,
+    )
+
+    resources, learn = recipe.resources, recipe.learn
+    steps = {
+        "extract": rehearse_extraction(
+            sources, recipe.inputs, recipe.extract, plan.n_rows, resources=resources.extract
+        )
+    }
+    steps["learn"], steps["encode"] = rehearse_learning(
+        plan, learn, learning=resources.learn, encoding=resources.encode
+    )
+    if learn.method == "hierarchical":
+        # How long it takes to drop what is not needed is not known before it is tried.
+        del steps["learn"]
+    steps["recover"] = rehearse_recovery(
+        plan.n_train, len(plan.levels), learn, resources=resources.recover
+    )
+    published = len(plan.levels) * learn.n_concepts
+    steps["publish"] = StepEstimate(_PUBLISH_SECONDS * published, 0)
+    return steps

@@ -26,7 +26,7 @@ from storage.locations import Location
 from storage.records import fingerprint
 from storage.references import Reference
 from storage.seals import seal_files
-from tasks.steps import hash_below, once
+from tasks.once import hash_below, once
 
 if TYPE_CHECKING:
     from compute.models.sprite_pipeline import Stage
@@ -52,7 +52,7 @@ _SHOWN = 48
 _PER_ROW = 12
 
 
-@task(name="train-part")
+@task(name="train-part", task_run_name="train a part of the sprite model")
 def train_sprite_part(
     store: str, settings: AutoencoderSettings | TextSettings, every: int
 ) -> Reference:

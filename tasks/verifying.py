@@ -1,44 +1,30 @@
-"""The step that tests the graph's edges by intervention on the model, as a Prefect task."""
+"""Verification as a Prefect task: from a recovered graph to one that was tested in the model."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+import json
 from typing import Any
 
 from prefect import task
 
 from compute.cluster import Progress
-from compute.settings import (
-    ExtractSettings,
-    InputSettings,
-    LevelSettings,
-    ModelSettings,
-    VerifySettings,
-)
+from compute.settings import Recipe
+from storage.graphs import GRAPH_FILES, ConceptGraph
 from storage.locations import Location
 from storage.records import canonical_json, digest, fingerprint
 from storage.references import Reference
 from storage.versions import STRIPS_FILE
-from tasks.steps import RETRIES, once, read_graph
+from tasks.once import RETRIES, once
 
-__all__ = ["verify"]
+__all__ = ["read_strips", "verify"]
 
 # Raised when the step comes to compute something else from the same settings.
 VERIFY_VERSION = 4
 
 
-@task(name="verify", **RETRIES)
+@task(name="verify", task_run_name="verify the graph of {recipe.name}", **RETRIES)
 def verify(
-    store: str,
-    model: ModelSettings,
-    inputs: InputSettings,
-    levels: Sequence[LevelSettings],
-    extract: ExtractSettings,
-    settings: VerifySettings,
-    activations: Reference,
-    dictionaries: Reference,
-    graph: Reference,
+    recipe: Recipe, activations: Reference, dictionaries: Reference, graph: Reference
 ) -> Reference:
     """Set parts in the running model, measure their wholes, and write the verdicts to the graph.
 
@@ -50,56 +36,35 @@ def verify(
         Of a graph with the same edges, to be used in place of the recovered one.
     """
     upstream = [step.fingerprint for step in (activations, dictionaries, graph)]
-    name = fingerprint("verify", VERIFY_VERSION, settings.model_dump(), upstream)
+    name = fingerprint("verify", VERIFY_VERSION, recipe.verify.model_dump(), upstream)
 
     def work(location: Location, progress: Progress) -> dict[str, Any]:
-        from compute import verification
-        from compute.learning import load_dictionaries
-        from compute.sources import load_samples, look
-        from compute.steering import ConceptLevel
-        from compute.steering.strips import steering_strips
-        from compute.verification.items import held_out_items
+        from compute.steps.verify import verify_graph
 
-        sources = look(model, inputs, levels, seed=extract.seed)
-        samples = load_samples(activations.open())
-        items = held_out_items(samples, sources.items(samples), settings.items, settings.seed)
-        found = load_dictionaries(dictionaries.open())
-        measured = [
-            ConceptLevel(number, level.name, level.hookpoint, found[level.name], level.timestep)
-            for number, level in enumerate(levels, 1)
-        ]
-        adapter = sources.adapter(extract)()
-        bench = verification.Bench.of(adapter, measured, items)
-        recovered = read_graph(graph)
-        result = verification.verify_edges(
-            bench,
-            recovered,
-            min_confidence=settings.min_confidence,
-            samples=settings.samples,
-            controls=settings.controls,
-            max_parts=settings.max_parts,
-            seed=settings.seed,
+        tested = verify_graph(
+            recipe,
+            activations.open(),
+            dictionaries.open(),
+            ConceptGraph.read(graph.open()),
+            dtype=activations.summary["model_dtype"],
             progress=progress,
         )
-        strips = steering_strips(
-            adapter,
-            measured,
-            recovered,
-            bench.pool,
-            items,
-            per_level=settings.strips,
-            scale=settings.strip_scale,
-        )
-        files = result.graph.to_parquet() | {STRIPS_FILE: canonical_json(strips)}
+        files = tested.graph.to_parquet() | {STRIPS_FILE: canonical_json(tested.strips)}
         for file, data in files.items():
             location.put(file, data)
-        scores = {kind: asdict(getattr(result, kind)) for kind in ("edges", "shuffled", "random")}
-        scores["by_level"] = {str(n): asdict(score) for n, score in result.by_level.items()}
-        return graph.summary | {"verified": scores}
+        return graph.summary | {"verified": tested.scores}
 
     def content(location: Location) -> str:
-        files = ("edges.parquet", "nodes.parquet", STRIPS_FILE)
-        return digest(location.get(file) for file in sorted(files))
+        return digest(location.get(file) for file in sorted((*GRAPH_FILES, STRIPS_FILE)))
 
     urls = [step.url for step in (activations, dictionaries, graph)]
-    return once(store, "verify", name, "parts", work, content, urls)
+    return once(recipe.store, "verify", name, "parts", work, content, urls)
+
+
+def read_strips(reference: Reference) -> dict[str, dict[str, Any]]:
+    """Steering strips by concept, if the graph has come with any."""
+    files = reference.open()
+    if not files.exists(STRIPS_FILE):
+        return {}
+    strips: dict[str, dict[str, Any]] = json.loads(files.get(STRIPS_FILE))
+    return strips

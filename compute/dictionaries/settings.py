@@ -155,3 +155,11 @@ class DictionarySettings(BaseModel):
     def spare_until(self) -> int:
         """Steps taken with the spare concepts."""
         return self.steps // 2
+
+
+def codes_per_row(architecture: str, k: int, n_concepts: int) -> int:
+    """Places that a code set keeps for the active concepts of one row.
+
+    Only TopK activates exactly k; the rest have k on average, and room for busier rows.
+    """
+    return k if architecture == "topk" else min(4 * k, n_concepts)

@@ -69,15 +69,17 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
 
 
 def planned(recipe: str, settings: list[str]) -> tuple[Any, Any, Any]:
-    """The recipe's sources, its inputs in order, and its plan."""
-    from compute.sources import look
+    """What reads the blocks of a recipe, what loads its model, and the plan of its rows."""
+    from compute.sources import block_reader, model_loader
+    from compute.steps.plan import activation_plan, prepare
     from flows.recipe import load_recipe
-    from storage.locations import Location
-    from tasks.planning import plan_extraction
 
     chosen = load_recipe(recipe, settings)
-    sources = look(chosen.model, chosen.inputs, chosen.levels)
-    return chosen, sources, plan_extraction(Location("memory://plan"), sources, chosen.extract)
+    sources, found = prepare(chosen)
+    samples = sources.arrange(chosen.extract)
+    read = block_reader(samples, chosen.inputs, seed=chosen.extract.seed)
+    load = model_loader(chosen.model, chosen.levels, chosen.extract, found.dtype)
+    return read, load, activation_plan(chosen, found, samples)
 
 
 def bare_loop(recipe: str, settings: list[str], threads: int) -> tuple[int, float]:
@@ -95,17 +97,16 @@ def _bare(recipe: str, settings: list[str], threads: int) -> tuple[int, float]:
     import torch
 
     torch.set_num_threads(threads)
-    chosen, sources, plan = planned(recipe, settings)
-    adapter = sources.adapter(chosen.extract)()
-    items = sources.items(plan.samples)
-    blocks = [items(block) for block in range(plan.activations.n_blocks)]
-    run = _draw(adapter) if chosen.model.kind == "diffusion" else _read(adapter)
+    read, load, plan = planned(recipe, settings)
+    adapter = load()
+    blocks = [read(block) for block in range(plan.n_blocks)]
+    run = _draw(adapter) if hasattr(adapter, "pipeline") else _read(adapter)
     run(blocks[0][: adapter.batch_size])
     begun = time.perf_counter()
     for block in blocks:
         for begin in range(0, len(block), adapter.batch_size):
             run(block[begin : begin + adapter.batch_size])
-    return plan.activations.n_rows, time.perf_counter() - begun
+    return plan.n_rows, time.perf_counter() - begun
 
 
 def _read(adapter: Any) -> Any:
@@ -149,19 +150,19 @@ def extraction(recipe: str, settings: list[str], threads: int) -> float:
     from compute.settings import ResourceSettings
     from storage.locations import Location
 
-    chosen, sources, plan = planned(recipe, settings)
+    read, load, plan = planned(recipe, settings)
     marks: list[tuple[float, int]] = []
     with tempfile.TemporaryDirectory() as folder:
         write_activations(
             Location(folder),
-            plan.activations,
-            sources.items(plan.samples),
-            sources.adapter(chosen.extract),
+            plan,
+            read,
+            load,
             resources=ResourceSettings(workers=1, cpus=threads),
             progress=lambda done, _: marks.append((time.perf_counter(), done)),
         )
         ended = time.perf_counter()
-    (first, rows), total = marks[1], plan.activations.n_rows
+    (first, rows), total = marks[1], plan.n_rows
     return (ended - first) * total / (total - rows)
 
 

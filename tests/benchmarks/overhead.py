@@ -37,8 +37,8 @@ import sys, time
 from flows.recipe import load_recipe
 recipe = load_recipe(sys.argv[1], sys.argv[2:])
 begun = time.perf_counter()
-from tasks.planning import check
-check(recipe.store, recipe.model, recipe.inputs, recipe.levels, recipe.extract, recipe.learn)
+from compute.steps.plan import check
+check(recipe)
 print(time.perf_counter() - begun)
 """
 

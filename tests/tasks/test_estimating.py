@@ -9,20 +9,7 @@ from tasks.estimating import estimate
 
 
 def ask(values, store, **options):
-    recipe = Recipe.model_validate(values | {"store": str(store)})
-    resources = {
-        name: getattr(recipe.resources, name) for name in type(recipe.resources).model_fields
-    }
-    return estimate(
-        recipe.store,
-        recipe.model,
-        recipe.inputs,
-        recipe.levels,
-        recipe.extract,
-        recipe.learn,
-        resources,
-        **options,
-    )
+    return estimate(Recipe.model_validate(values | {"store": str(store)}), **options)
 
 
 def test_bytes_are_those_of_the_real_run(built, recipe, tiny_recipe):

@@ -6,8 +6,8 @@ from compute.settings import VerifySettings
 def test_verdicts_are_written_and_the_step_is_done_once(built, recipe):
     from prefect import flow
 
-    from tasks.steps import read_graph, read_strips
-    from tasks.verifying import verify
+    from storage.graphs import ConceptGraph
+    from tasks.verifying import read_strips, verify
 
     settings = VerifySettings(
         enabled=True,
@@ -22,17 +22,8 @@ def test_verdicts_are_written_and_the_step_is_done_once(built, recipe):
 
     @flow
     def run():
-        return verify(
-            recipe.store,
-            recipe.model,
-            recipe.inputs,
-            recipe.levels,
-            recipe.extract,
-            settings,
-            built["extract"],
-            built["learn"],
-            built["recover"],
-        )
+        tested = recipe.model_copy(update={"verify": settings})
+        return verify(tested, built["extract"], built["learn"], built["recover"])
 
     first, again = run(), run()
     assert first == again
@@ -44,7 +35,7 @@ def test_verdicts_are_written_and_the_step_is_done_once(built, recipe):
     assert any(strip["before"] != strip["after"] for strip in strips.values())
     assert read_strips(built["recover"]) == {}
     assert set(first.summary["verified"]) == {"edges", "shuffled", "random", "by_level"}
-    plain, tested = read_graph(built["recover"]), read_graph(first)
+    plain, tested = (ConceptGraph.read(r.open()) for r in (built["recover"], first))
     for column in ("source", "target", "strength"):
         assert tested.edges[column].equals(plain.edges[column])
     effects = tested.edges["effect"].drop_null().to_pylist()

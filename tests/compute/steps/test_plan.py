@@ -6,16 +6,13 @@ import sys
 
 import pytest
 
-from compute.sources import look
+from compute.steps import plan
 from flows.recipe import Recipe
-from tasks import planning
 
 
 def check(values, store, **changes):
     recipe = Recipe.model_validate(values | {"store": str(store)} | changes)
-    planning.check(
-        recipe.store, recipe.model, recipe.inputs, recipe.levels, recipe.extract, recipe.learn
-    )
+    plan.check(recipe)
     return recipe
 
 
@@ -81,8 +78,7 @@ def test_fingerprints_follow_content_not_place(tiny_recipe, tiny_model, tiny_tex
 
     def name(**changes):
         recipe = Recipe.model_validate(tiny_recipe | changes)
-        sources = look(recipe.model, recipe.inputs, recipe.levels)
-        return planning.extraction_fingerprint(sources, recipe.extract)
+        return plan.prepare(recipe)[1].fingerprint
 
     here = name()
     there = {"source": str(moved / "model")}, {"text": str(moved / "texts")}

@@ -1,0 +1,98 @@
+"""Where a version comes from: settings, model, data, code and packages."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from compute.settings import INPUT_KINDS, Recipe
+from storage.references import Reference
+
+__all__ = ["code_commit", "facts", "lineage", "package_versions"]
+
+
+def lineage(recipe: Recipe, steps: Sequence[Reference]) -> dict[str, Any]:
+    """All that a version follows from, as plain JSON; `steps` are those of the run, in order."""
+    activations = steps[0].summary
+    return {
+        "model": recipe.model.source,
+        "weights_sha256": activations["weights_sha256"],
+        "data_sha256": activations["inputs_sha256"],
+        "settings": recipe.told,
+        "code_commit": code_commit(),
+        "packages": package_versions(),
+        "upstream": {
+            step.step: {"fingerprint": step.fingerprint, "content_hash": step.content_hash}
+            for step in steps
+        },
+    }
+
+
+def facts(
+    recipe: Recipe, activations: Mapping[str, Any], scores: Mapping[str, Mapping[str, Any]]
+) -> list[tuple[str, str]]:
+    """What the report says of the run, by heading.
+
+    Parameters
+    ----------
+    activations : mapping
+        Summary of the step that extracted them.
+    scores : mapping of str to mapping
+        Those of each level's dictionary.
+    """
+    outliers = int(max(score["n_outliers"] for score in scores.values()))
+    learn, source = recipe.learn, recipe.inputs.source
+    kind = next(k for k in INPUT_KINDS if getattr(recipe.inputs, k) is not None)
+    one_row = "tokens" if kind == "text" else "patches"
+    sample = {"text": "documents", "prompts": "drawings", "images": "images"}[kind]
+    weights, rows = activations["weights_sha256"], activations["rows"]
+    return [
+        ("Model", recipe.model.gguf_file or recipe.model.source),
+        ("Weights", f"sha256 {weights[:12]}…, run in {activations['model_dtype']}"),
+        (kind.capitalize(), f"{source}, {activations['samples']:,} {sample}"),
+        ("Rows", f"{rows:,} {one_row}, {rows - activations['train_rows']:,} held out"),
+        ("Outliers", f"{outliers:,} rows left out (attention sinks)"),
+        ("Dictionaries", f"{learn.architecture}, {learn.n_concepts:,} concepts, k {learn.k}"),
+    ]
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that the result depends on."""
+    names = (
+        "strata",
+        "torch",
+        "transformers",
+        "diffusers",
+        "zarr",
+        "numpy",
+        "scipy",
+        "ray",
+        "prefect",
+    )
+    return {name: importlib.metadata.version(name) for name in names}
+
+
+def code_commit() -> str | None:
+    """The git commit of this code, marked if it has been changed since; None outside a checkout."""
+    folder = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> Any:
+        return subprocess.run(  # noqa: S603
+            ["git", *arguments],  # noqa: S607
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    try:
+        commit = git("rev-parse", "HEAD")
+    except OSError:
+        return None
+    if commit.returncode:
+        return None
+    changed = bool(git("status", "--porcelain", "--untracked-files=no").stdout.strip())
+    return str(commit.stdout.strip()) + ("+changed" if changed else "")

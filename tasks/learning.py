@@ -1,0 +1,66 @@
+"""Learning as a Prefect task: from an activation set to one dictionary per level."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import task
+from prefect.logging import get_run_logger
+
+from compute.cluster import Progress
+from compute.settings import Recipe
+from storage.gates import no_better_than_mean
+from storage.locations import Location
+from storage.records import fingerprint
+from storage.references import Reference
+from storage.seals import SealedFolder
+from tasks.once import RETRIES, hash_below, once
+
+__all__ = ["learn"]
+
+# Raised when the step comes to compute something else from the same settings.
+LEARN_VERSION = 1
+
+
+@task(name="learn", task_run_name="learn the dictionaries of {recipe.name}", **RETRIES)
+def learn(recipe: Recipe, activations: Reference) -> Reference:
+    """Learn one dictionary per level from the activations."""
+    settings, resources = recipe.learn, recipe.resources.learn
+    # How often a run is saved decides nothing about its result.
+    deciding = settings.model_dump(exclude={"checkpoint_steps"})
+    if settings.method == "independent":
+        del deciding["method"], deciding["rows"]
+    threads = {"cpus": resources.cpus, "gpus": resources.gpus}
+    name = fingerprint("learn", LEARN_VERSION, deciding | threads, [activations.fingerprint])
+
+    def work(location: Location, progress: Progress) -> dict[str, Any]:
+        from compute.learning import published_metadata, train
+        from storage.activations import ActivationSet
+
+        scores = train(
+            ActivationSet(activations.open()),
+            location,
+            settings,
+            metadata=published_metadata(recipe),
+            resources=resources,
+            known=_known(location),
+            progress=progress,
+        )
+        return {"levels": scores}
+
+    def content(location: Location) -> str:
+        return hash_below(location, "dictionaries")
+
+    found = once(recipe.store, "learn", name, "steps", work, content, [activations.url])
+    for reason in no_better_than_mean(found.summary["levels"].items()):
+        get_run_logger().warning(
+            "%s; a version of it is rejected: lower learn.learning_rate, or raise learn.steps",
+            reason,
+        )
+    return found
+
+
+def _known(location: Location) -> SealedFolder | None:
+    """What a step's folder is known to hold, where the step is done to mend it."""
+    reference = Reference.find(location)
+    return reference.open() if reference is not None and reference.sha256 else None
