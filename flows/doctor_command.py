@@ -145,7 +145,8 @@ def _examine_table(location: Location) -> list[Finding]:
     """Look at a table by itself, without the record of a step."""
     from storage.damage import CorruptFile, NotSealed
     from storage.doctor import Finding, find_damage
-    from storage.tables import open_table, shard_object
+    from storage.opening import open_table
+    from storage.tables import shard_object
 
     try:
         table = open_table(location)

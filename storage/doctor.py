@@ -19,6 +19,7 @@ from storage.artifacts import CorruptArtifact, Registry, UnknownArtifact
 from storage.condemned import CONDEMNED_FILE, read_condemned
 from storage.damage import CorruptFile, CorruptShard, NotSealed
 from storage.locations import Location, NotFound, is_partial
+from storage.opening import open_table
 from storage.records import digest
 from storage.references import RECORD_FILES, Reference, Step, belongs_to_no_result
 from storage.seals import SEAL_FILE, SealedFolder
@@ -28,7 +29,6 @@ from storage.tables import (
     TablePlan,
     TableWriter,
     array_sum,
-    open_table,
     receipt,
     seal_record,
     shard_object,

@@ -57,7 +57,7 @@ from storage.columns import (
     read_table,
     to_numpy,
 )
-from storage.exports.graph_formats import graphml, networkx_graph, node_link
+from storage.graph_formats import graphml, networkx_graph, node_link
 from storage.seals import Files
 
 __all__ = ["GRAPH_FILES", "VERDICTS", "ConceptGraph", "concept_ids", "concept_place"]
@@ -363,11 +363,11 @@ class ConceptGraph:
 
     def to_networkx(self) -> Any:
         """Return a ``networkx.DiGraph`` whose attributes are the known columns."""
-        return networkx_graph(self)
+        return networkx_graph(self.nodes, self.edges)
 
     def to_node_link(self) -> dict[str, Any]:
         """Return the plain data that ``networkx.node_link_graph`` takes."""
-        return node_link(self)
+        return node_link(self.nodes, self.edges)
 
     def to_json(self) -> bytes:
         """Return :meth:`to_node_link` as JSON."""
@@ -375,7 +375,7 @@ class ConceptGraph:
 
     def to_graphml(self) -> bytes:
         """Return GraphML; characters that XML cannot carry become U+FFFD."""
-        return graphml(self)
+        return graphml(self.nodes, self.edges)
 
     def files(self) -> dict[str, bytes]:
         """Return the graph in all its formats, by the file names of an artifact's ``graph/``."""

@@ -17,6 +17,7 @@ from storage.damage import CorruptFile, CorruptShard, Damaged, NotSealed
 from storage.doctor import ARTIFACTS, MODELS, Finding, read_receipt, step_folders
 from storage.locations import Location, NotFound, is_partial
 from storage.manifests import SUMS_FILE
+from storage.opening import open_table, table_type
 from storage.records import digest
 from storage.references import RECORD_FILES, Reference
 from storage.seals import FileSeal, SealedFolder
@@ -25,11 +26,9 @@ from storage.tables import (
     SealedTable,
     TableWriter,
     array_sum,
-    open_table,
     receipt,
     seal_record,
     shard_objects,
-    table_type,
 )
 
 __all__ = ["Copies", "mend", "mend_metadata", "mend_models", "mend_registry", "mend_version"]

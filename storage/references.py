@@ -178,7 +178,8 @@ def raw_shards(location: Location) -> set[str]:
     """
     if not location.exists("sealed.json"):
         return set()
-    from storage.tables import open_table, shard_objects
+    from storage.opening import open_table
+    from storage.tables import shard_objects
 
     plan = open_table(location).plan
     return {

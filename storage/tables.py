@@ -37,7 +37,6 @@ __all__ = [
     "SealedTable",
     "TablePlan",
     "TableWriter",
-    "open_table",
 ]
 
 # Files that a table keeps open: the shards being read, of all levels.
@@ -480,42 +479,6 @@ class SealedTable(Generic[PlanT]):
                 array_metadata(column.path), "not what was planned", self.location.url
             )
         return array
-
-
-def table_type(plan_json: bytes) -> type[SealedTable[Any]]:
-    """The kind of table that a ``plan.json`` describes.
-
-    Raises
-    ------
-    ValueError
-        If it is no JSON.
-    """
-    from storage.activations import ActivationSet
-    from storage.codes import CodeSet
-
-    plan = json.loads(plan_json)
-    return CodeSet if isinstance(plan, dict) and "activations" in plan else ActivationSet
-
-
-def open_table(location: Location) -> SealedTable[Any]:
-    """Open whichever kind of table lies at `location`.
-
-    Raises
-    ------
-    NotSealed
-        If there is no finished table.
-    CorruptFile
-        If plan or seal is not what was written.
-    """
-    try:
-        kind = table_type(location.get("plan.json"))
-    except FileNotFoundError:
-        if location.exists("sealed.json"):
-            raise CorruptFile("plan.json", "missing", location.url) from None
-        raise NotSealed(f"{location.url} holds no finished table.") from None
-    except (ValueError, RecursionError):
-        raise CorruptFile("plan.json", "not readable", location.url) from None
-    return kind(location)
 
 
 def array_metadata(path: str) -> str:

@@ -128,7 +128,7 @@ def hash_below(location: Location, folder: str = "") -> str:
 
 def table_content(location: Location) -> str:
     """Content hash of a table, from its receipts."""
-    from storage.tables import open_table
+    from storage.opening import open_table
 
     shards = open_table(location).plan.shards
     return digest(location.get(f"receipts/{shard}.json") for shard in shards)

@@ -33,7 +33,7 @@ from compute.learning import norm_bounds
 from compute.settings import LearnSettings
 from compute.worlds import SelectionWorld
 from storage.locations import Location
-from storage.tables import open_table
+from storage.opening import open_table
 
 METHODS = ("independent", "saelens topk", "saelens matryoshka", "random decoder")
 FIELDS = ("method", "seed", "mcc", "seconds", "consistency")

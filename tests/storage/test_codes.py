@@ -8,7 +8,8 @@ import pytest
 from storage.codes import CodeLevel, CodePlan, CodeSet, CodeWriter
 from storage.doctor import find_damage
 from storage.locations import Location
-from storage.tables import CorruptShard, NotSealed, open_table
+from storage.opening import open_table
+from storage.tables import CorruptShard, NotSealed
 
 
 def make_codes(location, n_concepts=(100, 70_000), rows=300):

@@ -1,18 +1,15 @@
-"""Concept graphs for NetworkX and whatever reads node-link JSON or GraphML."""
+"""The tables of a concept graph for NetworkX and whatever reads node-link JSON or GraphML."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from xml.sax.saxutils import escape, quoteattr
 
 import pyarrow as pa
 
 from storage.columns import known
-
-if TYPE_CHECKING:
-    from storage.graphs import ConceptGraph
 
 __all__ = ["graphml", "networkx_graph", "node_link"]
 
@@ -20,39 +17,39 @@ __all__ = ["graphml", "networkx_graph", "node_link"]
 _NOT_XML = dict.fromkeys((*range(9), 11, 12, *range(14, 32), 0xFFFE, 0xFFFF), "\ufffd")
 
 
-def networkx_graph(graph: ConceptGraph) -> Any:
+def networkx_graph(nodes: pa.Table, edges: pa.Table) -> Any:
     """Return a ``networkx.DiGraph`` whose attributes are the known columns."""
     import networkx as nx
 
     built = nx.DiGraph()
-    for row in graph.nodes.to_pylist():
+    for row in nodes.to_pylist():
         attributes = known(row)
         built.add_node(attributes.pop("id"), **attributes)
-    for row in graph.edges.to_pylist():
+    for row in edges.to_pylist():
         attributes = known(row)
         built.add_edge(attributes.pop("source"), attributes.pop("target"), **attributes)
     return built
 
 
-def node_link(graph: ConceptGraph) -> dict[str, Any]:
+def node_link(nodes: pa.Table, edges: pa.Table) -> dict[str, Any]:
     """Return the plain data that ``networkx.node_link_graph`` takes."""
     return {
         "directed": True,
         "multigraph": False,
         "graph": {},
-        "nodes": [known(row) for row in graph.nodes.to_pylist()],
-        "edges": [known(row) for row in graph.edges.to_pylist()],
+        "nodes": [known(row) for row in nodes.to_pylist()],
+        "edges": [known(row) for row in edges.to_pylist()],
     }
 
 
-def graphml(graph: ConceptGraph) -> bytes:
+def graphml(nodes: pa.Table, edges: pa.Table) -> bytes:
     """Return GraphML; characters that XML cannot carry become U+FFFD."""
     out = io.StringIO()
     out.write("<?xml version='1.0' encoding='utf-8'?>\n")
     out.write('<graphml xmlns="http://graphml.graphdrawing.org/xmlns">\n')
     for kind, table, hidden in (
-        ("node", graph.nodes, ("id",)),
-        ("edge", graph.edges, ("source", "target")),
+        ("node", nodes, ("id",)),
+        ("edge", edges, ("source", "target")),
     ):
         for item in table.schema:
             if item.name not in hidden:
@@ -63,9 +60,9 @@ def graphml(graph: ConceptGraph) -> bytes:
                     f'attr.type="{_graphml_type(item.type)}"/>\n'
                 )
     out.write('<graph edgedefault="directed">\n')
-    for row in graph.nodes.to_pylist():
+    for row in nodes.to_pylist():
         out.write(f"<node id={quoteattr(row.pop('id'))}>{_graphml_data('node', row)}</node>\n")
-    for row in graph.edges.to_pylist():
+    for row in edges.to_pylist():
         ends = f"source={quoteattr(row.pop('source'))} target={quoteattr(row.pop('target'))}"
         out.write(f"<edge {ends}>{_graphml_data('edge', row)}</edge>\n")
     out.write("</graph>\n</graphml>\n")
