@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 from compute.leftovers import clear_leftovers, end_processes, owned_folder
-from compute.local_ray import environment_of_ray, patience
+from compute.local_ray import environment_of_ray, loopback_only, patience
 from compute.settings import ResourceSettings
 
 __all__ = [
@@ -90,7 +90,9 @@ def connect() -> None:
     ended = signal.getsignal(signal.SIGTERM)
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": bool(_listeners)}
     if address:
-        ray.init(address=address, **quiet)
+        near = address.startswith(("127.0.0.1:", "localhost:"))
+        with loopback_only() if near else contextlib.nullcontext():
+            ray.init(address=address, **quiet)
     else:
         _start_local(quiet)
     _connected_here = True

@@ -19,10 +19,12 @@ import psutil
 
 from compute.leftovers import MARK
 
-__all__ = ["environment_of_ray", "patience", "start_seconds"]
+__all__ = ["environment_of_ray", "loopback_only", "patience", "start_seconds"]
 
 _START = "STRATA_START_SECONDS"
 _START_SECONDS = 600
+# Ray's own, by which it may be one of several machines; elsewhere than on Linux it may not.
+_SEVERAL = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 _RETRY_SECONDS = 0.5
 
 
@@ -71,7 +73,7 @@ def environment_of_ray() -> dict[str, str]:
 
 @contextlib.contextmanager
 def patience(folder: Path) -> Iterator[None]:
-    """Have Ray that is started in the block listen on the loopback address only, and wait.
+    """Have Ray that is started in the block wait for itself, and be its user's alone.
 
     Parameters
     ----------
@@ -79,12 +81,10 @@ def patience(folder: Path) -> Iterator[None]:
         Of the process that owns it, as :func:`compute.leftovers.owned_folder` gives; what is
         started is marked with it.
     """
-    # Both stand in Ray's own modules, read whenever a node starts: whether this machine may be one
-    # of several, as an environment variable says on others than Linux, and the look for the node,
-    # which is given up after half a minute. A test counts the sockets, another one stops a raylet.
-    from ray._private import ray_constants, services
+    # Ray gives up its look for the node after half a minute, whatever it is told.
+    from ray._private import services
 
-    look, several = services.get_node, ray_constants.ENABLE_RAY_CLUSTER
+    look = services.get_node
     deadline = time.monotonic() + start_seconds()
 
     def look_again(gcs_address: str, node_id: str) -> Any:
@@ -96,14 +96,32 @@ def patience(folder: Path) -> Iterator[None]:
                     raise
                 time.sleep(_RETRY_SECONDS)
 
-    modules: Any = services, ray_constants
-    modules[0].get_node, modules[1].ENABLE_RAY_CLUSTER = look_again, False
+    services.get_node = look_again
     os.environ[MARK] = str(folder)
+    try:
+        with loopback_only():
+            yield
+    finally:
+        services.get_node = look
+        del os.environ[MARK]
+
+
+@contextlib.contextmanager
+def loopback_only() -> Iterator[None]:
+    """Have Ray listen, and look for Ray, on the loopback address for the time of the block.
+
+    It would take the machine's address for that of the loopback, and listen on all. It still does
+    where ``RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=1`` asks for nodes on other machines.
+    """
+    from ray._private import ray_constants
+
+    # What the variable says is read when Ray is imported, which others may have done before.
+    told = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = os.environ.get(_SEVERAL, "0").lower() in ("1", "true")
     try:
         yield
     finally:
-        modules[0].get_node, modules[1].ENABLE_RAY_CLUSTER = look, several
-        del os.environ[MARK]
+        ray_constants.ENABLE_RAY_CLUSTER = told
 
 
 def _raylet_lives() -> bool:

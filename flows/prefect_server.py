@@ -25,6 +25,9 @@ __all__ = ["OnlyOwnPages", "RetriedWhenLocked", "closed"]
 
 _PASSWORD = "PREFECT_SERVER_API_AUTH_STRING"  # noqa: S105
 _ORIGINS = "PREFECT_SERVER_CORS_ALLOWED_ORIGINS"
+# Pages without a password that load scripts from elsewhere, and a schema whose writing holds
+# everything else up for seconds; below /api they are there for who has the password.
+_HIDDEN = frozenset(("/docs", "/docs/oauth2-redirect", "/openapi.json", "/redoc"))
 _TRIES = 8
 _FIRST_WAIT_SECONDS = 0.05
 
@@ -51,7 +54,8 @@ def closed(app: ASGIApp, names: Sequence[str]) -> ASGIApp:
 class OnlyOwnPages:
     """Refuses what a page of another origin asks for, by websocket too, whatever it knows.
 
-    A browser says by itself where a page comes from; programs say nothing and are not refused.
+    A browser says by itself where a page comes from; programs say nothing and are not refused. What
+    no page of its own needs, but would be given without a password, is not there.
     """
 
     def __init__(self, app: ASGIApp, names: Sequence[str]) -> None:
@@ -66,9 +70,13 @@ class OnlyOwnPages:
 
             headers = Headers(scope=scope)
             origin = headers.get("origin")
+            refusal = None
             if origin is not None and not self._own(origin, headers.get("host", "")):
-                answer = PlainTextResponse("pages of another origin are refused", 403)
-                await answer(scope, receive, send)
+                refusal = PlainTextResponse("pages of another origin are refused", 403)
+            elif scope["path"] in _HIDDEN:
+                refusal = PlainTextResponse("not found", 404)
+            if refusal is not None:
+                await refusal(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 

@@ -278,7 +278,8 @@ class Stack:
             own.pop(_DATABASE, None)
             address = ""
             if name == "ray":
-                del own["RAY_ADDRESS"]
+                for needless in ("RAY_ADDRESS", "PREFECT_API_AUTH_STRING"):
+                    del own[needless]
                 command = ["flows.ray_head", "start", "--head", "--block", "--disable-usage-stats"]
                 command += ["--node-ip-address", HOST, "--port", str(settings.ray_port)]
                 command += ["--dashboard-host", HOST]

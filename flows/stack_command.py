@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -109,12 +111,12 @@ def up(
         err.print(f"[bold red]error:[/] {error}", soft_wrap=True)
         raise typer.Exit(1) from error
     _show(stack.running())
-    url, login = f"http://{HOST}:{settings.port}", stack.login_path
+    url, login = f"http://{HOST}:{settings.port}", shlex.quote(str(stack.login_path))
     out.print(f"\nresults      {settings.store}", soft_wrap=True)
     out.print(f"Prefect UI   {url}", soft_wrap=True)
     out.print(f"password     cat {login}", soft_wrap=True)
     out.print(
-        f"other tools  export PREFECT_API_URL={url}/api PREFECT_API_AUTH_STRING=$(cat {login})",
+        f'other tools  export PREFECT_API_URL={url}/api PREFECT_API_AUTH_STRING="$(cat {login})"',
         soft_wrap=True,
     )
     out.print(f"\nRun [bold]nightly[/] there; it also runs at {settings.cron!r}.")
@@ -155,8 +157,6 @@ def deploy(
     The automations come with it: runs whose process is gone are marked as crashed, every published
     version starts the flow `consume`, and a failed night is told to a notification block.
     """
-    import os
-
     if not os.environ.get("PREFECT_API_URL"):
         raise BadInput(
             "PREFECT_API_URL is not set: set it to your server's, or run `strata up` for a local "
@@ -182,8 +182,6 @@ def metrics(
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 9464,
 ) -> None:
     """Serve metrics of runs and artifacts to Prometheus, on /metrics."""
-    import os
-
     from flows.metrics import serve_metrics
 
     kept = Stack(default_home()).settings

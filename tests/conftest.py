@@ -1,6 +1,7 @@
 """Shared fixtures: a tiny real language model with a tokenizer, and a recipe that reads it."""
 
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -14,6 +15,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("DO_NOT_TRACK", "1")
+# Whoever else may reach this machine is to run nothing here while it tests.
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 # Ray's workers would give way to whatever else this machine computes.
 os.environ.setdefault("RAY_worker_niceness", "0")
 if not torch.cuda.is_available():
@@ -53,15 +57,17 @@ def local_ray():
     """One Ray cluster with two CPUs for all tests that need one."""
     import ray
 
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        _node_ip_address="127.0.0.1",
-    )
+    from compute.local_ray import loopback_only
+
+    with loopback_only():
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            _node_ip_address="127.0.0.1",
+        )
     yield
     ray.shutdown()
 

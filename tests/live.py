@@ -80,8 +80,11 @@ class LiveStack:
 
     def service(self, name):
         """The process of a service, by its name in `strata status`."""
-        notes = json.loads((self.folder / "home" / "stack.json").read_text())
-        return psutil.Process(next(note["pid"] for note in notes if note["name"] == name))
+        return psutil.Process(next(note["pid"] for note in self.notes() if note["name"] == name))
+
+    def notes(self):
+        """What `strata up` has noted of each service."""
+        return json.loads((self.folder / "home" / "stack.json").read_text())
 
     def log(self, name):
         """The log of a service."""

@@ -71,7 +71,7 @@ def test_connecting_leaves_the_signal_of_cancellation_alone(tmp_path):
         "connect()\n"
         "os.kill(os.getpid(), signal.SIGTERM)\n"
     )
-    environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
+    environment = dict(os.environ)
     environment.pop("RAY_ADDRESS", None)
     assert subprocess.run([sys.executable, "-c", program], env=environment).returncode == 7
 
@@ -104,7 +104,7 @@ cluster.disconnect()
 )
 def test_what_a_signal_raises_ends_the_waiting(wait):
     """In the main thread Ray would lose it."""
-    environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
+    environment = dict(os.environ)
     environment.pop("RAY_ADDRESS", None)
     program = [sys.executable, "-c", _WAITING.format(wait=wait)]
     done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=60)
@@ -187,7 +187,7 @@ def test_a_run_whose_cluster_was_replaced_fails_and_can_go_on():
     from tests.conftest import free_ports, kill_tree
 
     (port,) = free_ports(1)
-    environment = os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": f"127.0.0.1:{port}"}
+    environment = os.environ | {"RAY_ADDRESS": f"127.0.0.1:{port}"}
     command = [sys.executable, "-m", "flows.ray_head", "start", "--head", "--block"]
     command += ["--disable-usage-stats", "--node-ip-address", "127.0.0.1", "--port", str(port)]
     command += ["--num-cpus", "1", "--include-dashboard", "false"]

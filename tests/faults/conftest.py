@@ -30,7 +30,7 @@ def start_driver(notes):
     def start(url, *arguments, **environment):
         process = subprocess.Popen(
             [sys.executable, "-m", "tests.faults.cheap", str(url), str(notes), *arguments],
-            env=os.environ | {"RAY_AUTH_MODE": "disabled"} | environment,
+            env=os.environ | environment,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,

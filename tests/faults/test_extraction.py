@@ -170,7 +170,7 @@ def test_two_nodes_write_the_same_bytes(whole, tmp_path, notes):
     ray_folder = tempfile.mkdtemp(prefix="ray-")
     done = subprocess.run(
         [sys.executable, "-m", "tests.faults.cheap", folder, notes, str(cheap.N_BLOCKS), "2"],
-        env=os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": ray_folder},
+        env=os.environ | {"RAY_TMPDIR": ray_folder},
         capture_output=True,
         text=True,
     )

@@ -1,10 +1,15 @@
 """A run that is really killed goes on where it stopped, to the same artifact."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -13,6 +18,7 @@ from flows.recipe import Recipe
 from storage.artifacts import Registry
 from storage.locations import Location
 from tests.conftest import kill_tree
+from tests.live import wait_until
 
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -56,3 +62,63 @@ def test_sigkill_during_extraction(tiny_recipe, tmp_path, strata, prefect_home, 
     assert done.returncode == 0, done.stderr
     assert content_hash(broken) == undisturbed["publish"].content_hash == content_hash(whole)
     assert not (folder / "staging").exists()
+
+
+# A process with a Ray of its own, that computes when it is asked to.
+LIVING = """
+import sys
+from compute.cluster import connect
+from compute.leftovers import owned_folder
+connect()
+import ray
+print(owned_folder(), flush=True)
+for line in sys.stdin:
+    print(ray.get(ray.remote(lambda n: n + 1).remote(int(line))), flush=True)
+"""
+
+
+def test_the_next_command_clears_what_sigkill_left_and_nothing_else(tiny_recipe, tmp_path):
+    """Ray's processes, the temporary server and the folder of the dead run; all of the living's."""
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(yaml.safe_dump(changed(tiny_recipe, tmp_path / "store")))
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "RAY_"))}
+    with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as temporary:
+        own = {"RAY_TMPDIR": temporary, "PREFECT_HOME": str(tmp_path / "prefect")}
+        options = {"env": kept | own, "text": True, "stderr": subprocess.PIPE}
+        living = subprocess.Popen(
+            [sys.executable, "-c", LIVING],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            **options,
+        )
+        folder = Path(living.stdout.readline().strip())
+        killed = subprocess.Popen([sys.executable, "-m", "flows", "run", str(recipe)], **options)
+        try:
+            blocks = tmp_path / "store"
+            wait_for(lambda: list(blocks.glob("extract/*/staging/*.bin")), killed)
+            family = psutil.Process(killed.pid).children(recursive=True)
+            names = {process.name() for process in family}
+            assert {"raylet", "gcs_server", "ray::DashboardAgent"} <= names
+            killed.send_signal(signal.SIGKILL)
+            killed.wait()
+            (left,) = set(Path(temporary).glob("strata-*")) - {folder}
+            done = subprocess.run([sys.executable, "-m", "flows", "recipes"], **options)
+            assert done.returncode == 0, done.stderr
+            assert not left.exists()
+            wait_until(lambda: not any(map(_lives, family)), 30)
+            living.stdin.write("41\n")
+            living.stdin.flush()
+            assert living.stdout.readline() == "42\n"
+            living.communicate(timeout=120)
+            assert list(Path(temporary).glob("strata-*")) == []
+        finally:
+            for process in (killed, living):
+                if process.poll() is None:
+                    kill_tree(process)
+
+
+def _lives(process):
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

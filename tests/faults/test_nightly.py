@@ -24,6 +24,9 @@ from tests.conftest import kill_tree
 from tests.faults.flaky import FlakyProxy
 from tests.live import ENDED, LiveStack, wait_until
 
+# Ray's own variable; without it the stack's Ray takes no other node.
+SEVERAL_NODES = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}
+
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
@@ -60,7 +63,7 @@ def stack(recipe_in_blocks, tmp_path_factory, proxy, postgres):
         tmp_path_factory.mktemp("stack"),
         recipe_in_blocks,
         store="s3://bucket/undisturbed",
-        environment={"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"},
+        environment={"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"} | SEVERAL_NODES,
         options=["--postgres", postgres.url] if postgres else (),
     )
     with live.running():
@@ -325,7 +328,10 @@ def test_a_failed_night_is_told(stack, undisturbed):
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Hook) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        environment = stack.environment | {"PREFECT_API_URL": f"{stack.url}/api"}
+        environment = stack.environment | {
+            "PREFECT_API_URL": f"{stack.url}/api",
+            "PREFECT_API_AUTH_STRING": stack.login,
+        }
         block = (
             "from prefect.blocks.notifications import CustomWebhookNotificationBlock as Block\n"
             f"Block(name='hook', url='http://127.0.0.1:{server.server_port}', method='POST',"

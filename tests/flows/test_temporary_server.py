@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 
+import httpx
+import psutil
 import pytest
 
 from flows.services import healthy
@@ -57,6 +59,19 @@ def test_it_ends_with_the_command_however_that_ends(begin, end):
         command.stdin.flush()
     wait_until(lambda: not healthy(url), 30)
     command.wait(30)
+
+
+def test_its_login_is_the_commands_alone(begin):
+    command = begin(
+        BEGIN.replace("wait()\n", "print(os.environ['PREFECT_API_AUTH_STRING']); wait()\n")
+    )
+    url, login, _ = (command.stdout.readline().strip() for _ in range(3))
+    asked = {"url": f"{url}/flows/filter", "json": {}, "timeout": 60}
+    assert httpx.post(**asked).status_code == 401
+    assert httpx.post(**asked, headers={"Host": "evil.example"}).status_code == 400
+    assert httpx.post(**asked, auth=tuple(login.split(":"))).status_code == 200
+    (server,) = psutil.Process(command.pid).children()
+    assert not any(login.split(":")[1] in argument for argument in server.cmdline())
 
 
 def test_none_is_started_beside_a_configured_one(begin):

@@ -128,6 +128,41 @@ def test_kubernetes_manifests(document):
                 assert "value" not in variable, f"{variable['name']} belongs in the settings"
 
 
+def servers():
+    """The command and the variables of every Prefect server that is deployed."""
+    service = COMPOSE["services"]["prefect"]
+    yield service["entrypoint"], set(service["environment"])
+    (deployment,) = [d for d in manifests() if name_of(d) == "Deployment-prefect"]
+    for pod in pods(deployment):
+        for container in pod["containers"]:
+            yield container["command"], {v["name"] for v in container["env"]}
+            for probe in ("startupProbe", "livenessProbe"):
+                (header,) = container[probe]["httpGet"]["httpHeaders"]
+                # A probe asks by the pod's address otherwise, which is no name of the server.
+                assert header == {"name": "Host", "value": "prefect"}
+
+
+def test_every_prefect_server_is_closed():
+    """Password, own origin and own names: `flows.prefect_server` sees to all three."""
+    found = list(servers())
+    assert len(found) == 2
+    for command, variables in found:
+        assert command[:3] == ["python", "-m", "flows.prefect_server"]
+        assert command[command.index("--name") + 1] == "prefect"
+        assert "PREFECT_SERVER_API_AUTH_STRING" in variables
+    for path in (INFRA / "compose" / "compose.yaml", *(INFRA / "kubernetes").rglob("*.yaml")):
+        assert not re.search(r"prefect,\s*server,\s*start", path.read_text()), path
+
+
+def test_all_of_ray_wants_a_token():
+    for name in ("ray-head", "ray-worker"):
+        environment = COMPOSE["services"][name]["environment"]
+        assert environment["RAY_AUTH_MODE"] == "token"
+        assert "${RAY_TOKEN:?" in environment["RAY_AUTH_TOKEN"]
+    kustomization = (INFRA / "kubernetes" / "base" / "kustomization.yaml").read_text()
+    assert "RAY_AUTH_MODE=token" in kustomization
+
+
 def test_ray_runs_the_locked_version():
     lock = (ROOT / "requirements.lock").read_text()
     (cluster,) = documents(INFRA / "kubernetes" / "base" / "ray.yaml")

@@ -69,7 +69,6 @@ def test_ray_train_workers_match_one(tmp_path, monkeypatch):
     ray = pytest.importorskip("ray")
     root = str(Path(__file__).resolve().parents[3])
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     started = not ray.is_initialized()
     if started:
         ray.init(
