@@ -452,9 +452,9 @@ class Shelf:
         return UnknownArtifact(f"registry {self._registry.url} has no artifact {self.name!r}.")
 
     def _numbered(self, number: int) -> tuple[VersionRecord, Entry]:
+        if not 1 <= number <= _MOST:
+            raise UnknownVersion(f"{self.name} version {number} does not exist.")
         try:
-            if not 1 <= number <= _MOST:
-                raise UnknownVersion(f"{self.name} version {number} does not exist.")
             entry = self.records.entry(number)
         except CorruptArtifact:
             newest = self.records.newest()
@@ -462,7 +462,7 @@ class Shelf:
                 raise self._unknown() from None
             if number > newest:
                 raise UnknownVersion(f"{self.name} version {number} does not exist.") from None
-            raise
+            entry = self.records.entry(number)
         return self._record(entry), entry
 
     def _record(self, entry: Entry) -> VersionRecord:
@@ -528,9 +528,8 @@ class Shelf:
         try:
             return self.records.entry(1).form != FORM
         except CorruptArtifact:
-            if self.records.newest():
-                raise
-            return False
+            # Once more if there is one: it may have come between the two looks.
+            return self.records.newest() > 0 and self.records.entry(1).form != FORM
 
     def _old_moves(self) -> dict[str, list[AliasMove]]:
         stored = old_moves(self.location, self.name, self._keyring)
