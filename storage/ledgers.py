@@ -169,15 +169,19 @@ class Ledger:
             self._seen[number] = self._read(number)
         return self._seen[number]
 
-    def entries(self) -> list[Entry]:
-        """All entries, ascending, each checked to follow its predecessor.
+    def entries(self, head: Entry | None) -> list[Entry]:
+        """All entries up to the newest, ascending, each checked to follow its predecessor.
+
+        Parameters
+        ----------
+        head : Entry or None
+            What :meth:`head` has returned.
 
         Raises
         ------
-        CorruptArtifact, BadSignature, RolledBack
-            As :meth:`head`, or if one is missing or was replaced.
+        CorruptArtifact, BadSignature
+            If one is damaged, missing, or was replaced.
         """
-        head = self.head()
         newest = 0 if head is None else head.number
         unseen = [number for number in range(1, newest) if number not in self._seen]
         if unseen:
@@ -236,13 +240,15 @@ class Ledger:
             self._location.create(self.path(number), data)
         except AlreadyExists:
             # A store client repeats a request whose answer was lost: the first one may have won.
-            if self._get(number) != data:
+            if self._obstacle(number) != data:
                 raise
         if number % _HINT_EVERY == 0:
             # Only a hint: without it the next reader lists more names.
             with contextlib.suppress(OSError, BaseError):
                 self._location.put(f"{self._folder}/{_HINT}", str(number).encode())
         self._seen[number] = _entry(body, stated)
+        if self._witness is not None:
+            self._witness.check(self._folder, number, lambda seen: self.entry(seen).digest)
 
     def numbers(self, after: int = 0) -> list[int]:
         """Numbers of the entries beyond `after` that the store lists; strangers are left out."""
@@ -262,18 +268,24 @@ class Ledger:
     def _where(self, number: int) -> str:
         return f"{self._location.url}/{self.path(number)}"
 
-    def _get(self, number: int) -> bytes:
-        path, where = self.path(number), self._where(number)
+    def _obstacle(self, number: int) -> bytes:
+        """What is stored where an entry should have been created."""
         try:
-            return self._location.get(path)
+            return self._location.get(self.path(number))
         except NotFound:
-            reason = "is missing: an entry of the ledger was deleted"
-        except (IsADirectoryError, BaseError):
-            reason = "is no file that can be read"
-        raise CorruptArtifact(f"{where} {reason}.", (path,))
+            raise CorruptArtifact(
+                f"{self._where(number)} is in the way of the next entry, and is no file.",
+                (self.path(number),),
+            ) from None
 
     def _read(self, number: int) -> Entry:
-        data, path, where = self._get(number), self.path(number), self._where(number)
+        path, where = self.path(number), self._where(number)
+        try:
+            data = self._location.get(path)
+        except NotFound:
+            raise CorruptArtifact(
+                f"{where} is missing: an entry of the ledger was deleted.", (path,)
+            ) from None
         try:
             body = json.loads(data)
             sound = canonical_json(body) == data

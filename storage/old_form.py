@@ -7,6 +7,8 @@ where keys are trusted, only :meth:`storage.artifacts.Registry.renew` does that.
 
 from __future__ import annotations
 
+from typing import Any
+
 from storage.ledgers import CorruptArtifact, Ledger
 from storage.locations import Location, check_name
 from storage.signatures import BadSignature, Keyring
@@ -16,12 +18,15 @@ __all__ = ["old_moves", "old_removals", "refuse_old_form"]
 _REMOVED = "removed"
 
 
-def old_moves(location: Location, artifact: str, keyring: Keyring) -> dict[str, list[object]]:
+def old_moves(
+    location: Location, artifact: str, keyring: Keyring
+) -> dict[str, list[dict[str, Any]]]:
     """The moves of each alias, oldest first, as they were stored."""
-    return {
-        alias: [entry.content for entry in _ledger(location, artifact, alias, keyring).entries()]
-        for alias in _aliases(location)
-    }
+    found = {}
+    for alias in _aliases(location):
+        ledger = Ledger(location, artifact, f"aliases/{alias}", keyring)
+        found[alias] = [entry.content for entry in ledger.entries(ledger.head())]
+    return found
 
 
 def old_removals(location: Location, artifact: str, keyring: Keyring) -> list[int]:
@@ -55,7 +60,3 @@ def _aliases(location: Location) -> list[str]:
         except ValueError:
             continue
     return found
-
-
-def _ledger(location: Location, artifact: str, alias: str, keyring: Keyring) -> Ledger:
-    return Ledger(location, artifact, f"aliases/{alias}", keyring)

@@ -108,11 +108,15 @@ class Pointer(BaseModel):
 
 
 class Change(BaseModel):
-    """An entry of ``changes/``: what has changed, and what holds from then on."""
+    """An entry of ``changes/``: what has changed, and what holds from then on.
+
+    `records` is the number of versions that whoever made the change had seen.
+    """
 
     model_config = _FROZEN
 
     at: datetime
+    records: int
     moves: tuple[AliasMove, ...] = ()
     removes: tuple[tuple[int, int], ...] = ()
     aliases: dict[str, Pointer]
@@ -137,12 +141,13 @@ class State:
 
     aliases: dict[str, Pointer] = field(default_factory=dict)
     removed: NumberSet = field(default_factory=NumberSet)
+    records: int = 0
     entry: Entry | None = None
 
     @classmethod
     def after(cls, entry: Entry, change: Change) -> Self:
         """What holds from an entry on."""
-        return cls(change.aliases, NumberSet(change.removed), entry)
+        return cls(change.aliases, NumberSet(change.removed), change.records, entry)
 
     @property
     def number(self) -> int:
@@ -229,12 +234,13 @@ class Shelf:
         BadSignature
             If an entry is not signed by a trusted key.
         """
-        entries = self.records.entries()
+        head, state = self._heads()
+        entries = self.records.entries(head)
         if not entries:
-            return Contents({}, self._state(), None, None)
+            return Contents({}, state, None, None)
         records = {entry.number: self._record(entry) for entry in entries}
         origin = entries[0].digest
-        contents = Contents(records, self._state(), entries[0], entries[-1])
+        contents = Contents(records, state, entries[0], entries[-1])
         seen = max(record.changes for record in records.values())
         for entry in entries:
             if self._origin_of(entry) not in (origin, None):
@@ -274,11 +280,9 @@ class Shelf:
             if number in state.removed:
                 raise UnknownVersion(f"{self.name} version {number} has been removed.")
         elif version == LATEST:
-            head = self.records.head()
+            head, state = self._heads()
             if head is None:
                 raise self._unknown()
-            # After the head: a record never speaks of a change that is made later.
-            state = self._state()
             self._check_state(state, self._origin_of(head), self._record(head).changes)
             latest = self._latest(head.number, state)
             if latest is None:
@@ -310,7 +314,7 @@ class Shelf:
     def reference(self, record: VersionRecord) -> ArtifactReference:
         """The reference by which steps pass a version on."""
         fields = record.model_dump(include=ArtifactReference.model_fields.keys() - {"url"})
-        url = self.folder(record.folder).url
+        url = f"{self.location.url}/versions/{record.folder}"
         return ArtifactReference(registry=self._registry.url, url=url, **fields)
 
     # ---- aliases -------------------------------------------------------------------------------
@@ -321,10 +325,9 @@ class Shelf:
 
     def aliases(self) -> dict[str, int]:
         """Where every alias points, `latest` included."""
-        head = self.records.head()
+        head, state = self._heads()
         if head is None:
             raise self._unknown()
-        state = self._state()
         self._check_state(state, self._origin_of(head), self._record(head).changes)
         return self._aliases(head.number, state)
 
@@ -351,7 +354,7 @@ class Shelf:
     def history(self, alias: str) -> list[AliasMove]:
         """All moves of an alias, oldest first; for `latest` these include every publication."""
         records = self.known_contents().records
-        entries = self._changes.entries()
+        entries = self._changes.entries(self._changes.head())
         moves = [move for entry in entries for move in self._change(entry).moves]
         if not self._keyring.trusted and self._is_old():
             moves = [*self._old_moves().get(alias, ()), *moves]
@@ -442,15 +445,16 @@ class Shelf:
     # ---- reading -------------------------------------------------------------------------------
 
     def _in_use(self) -> set[str]:
-        return {self._record(entry).folder for entry in self.records.entries()}
+        entries = self.records.entries(self.records.head())
+        return {self._record(entry).folder for entry in entries}
 
     def _unknown(self) -> UnknownArtifact:
         return UnknownArtifact(f"registry {self._registry.url} has no artifact {self.name!r}.")
 
     def _numbered(self, number: int) -> tuple[VersionRecord, Entry]:
+        if not 1 <= number <= _MOST:
+            raise UnknownVersion(f"{self.name} version {number} does not exist.")
         try:
-            if not 1 <= number <= _MOST:
-                raise UnknownVersion(f"{self.name} version {number} does not exist.")
             entry = self.records.entry(number)
         except CorruptArtifact:
             newest = self.records.newest()
@@ -458,7 +462,7 @@ class Shelf:
                 raise self._unknown() from None
             if number > newest:
                 raise UnknownVersion(f"{self.name} version {number} does not exist.") from None
-            raise
+            entry = self.records.entry(number)
         return self._record(entry), entry
 
     def _record(self, entry: Entry) -> VersionRecord:
@@ -482,6 +486,23 @@ class Shelf:
             where = f"{self.name}/{ledger.path(entry.number)}"
             reason = first_reason(error)
             raise CorruptArtifact(f"{where} is not valid: {reason}", (where,)) from None
+
+    def _heads(self) -> tuple[Entry | None, State]:
+        """The newest record and the state, each as new as the other knows of.
+
+        The record comes first, since it never speaks of a change that is made later; a change may
+        speak of a record that has come between the two looks.
+        """
+        while True:
+            head = self.records.head()
+            state = self._state()
+            if state.records <= (0 if head is None else head.number):
+                return head, state
+            if self.records.newest() < state.records:
+                path = self.records.path(state.records)
+                raise CorruptArtifact(
+                    f"{self.location.url}/{path} is missing: a change was made after it.", (path,)
+                )
 
     def _state(self) -> State:
         head = self._changes.head()
@@ -507,9 +528,8 @@ class Shelf:
         try:
             return self.records.entry(1).form != FORM
         except CorruptArtifact:
-            if self.records.newest():
-                raise
-            return False
+            # Once more if there is one: it may have come between the two looks.
+            return self.records.newest() > 0 and self.records.entry(1).form != FORM
 
     def _old_moves(self) -> dict[str, list[AliasMove]]:
         stored = old_moves(self.location, self.name, self._keyring)
@@ -596,6 +616,7 @@ class Shelf:
         gone = NumberSet.of(removes)
         change = Change(
             at=datetime.now(UTC),
+            records=max(state.records, self.records.newest()),
             moves=tuple(moves),
             removes=gone.ranges,
             aliases=aliases,

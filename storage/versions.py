@@ -237,16 +237,23 @@ class Artifact:
 def open_version(
     location: Location, reference: ArtifactReference, manifest_sha256: str
 ) -> Artifact:
-    """Read the manifest of a version's folder and check it against the registry's record."""
+    """Read the manifest of a version's folder and check it against the registry's record.
+
+    Raises
+    ------
+    CorruptArtifact
+        If the manifest is missing or not the one that was published.
+    """
     try:
         data = location.get(MANIFEST_FILE)
     except NotFound:
-        raise CorruptArtifact(
-            f"{location.url}/{MANIFEST_FILE} is missing.", (MANIFEST_FILE,)
-        ) from None
-    if digest(data) != manifest_sha256:
-        raise CorruptArtifact(
-            f"{location.url}/{MANIFEST_FILE} does not match its digest.", (MANIFEST_FILE,)
-        )
-    manifest = Manifest.from_bytes(data)
-    return Artifact(location, manifest, reference)
+        problem = "is missing"
+    else:
+        if digest(data) == manifest_sha256:
+            return Artifact(location, Manifest.from_bytes(data), reference)
+        problem = "does not match its digest"
+    raise CorruptArtifact(
+        f"{reference.name} version {reference.version} at {location.url} is damaged: "
+        f"{MANIFEST_FILE} {problem}.",
+        (MANIFEST_FILE,),
+    )

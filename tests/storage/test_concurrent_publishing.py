@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -173,3 +174,90 @@ def test_publishers_killed_at_random_moments(tmp_path):
         registry.load("toy", reference.version, verify=True)
     # A run in which no publisher was hit in the middle would have shown nothing.
     assert before < 20
+
+
+# Everyone at once: each process does one thing again and again until its time is up, and says on
+# its last line what it has seen. The collectors wait for nobody, which no sane one does.
+EVERYONE = """
+import json, os, random, sys, time
+from datetime import timedelta
+from storage.artifacts import (
+    CollectedMeanwhile, CorruptArtifact, Registry, Retention, UnknownArtifact
+)
+url, what, seed, seconds = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
+rng, said, i, end = random.Random(seed), [], 0, time.monotonic() + seconds
+while time.monotonic() < end:
+    i += 1
+    registry = Registry(url)
+    try:
+        if what == "publish":
+            fingerprint = f"{seed}-{i}" if rng.random() < 0.8 else f"shared-{i % 3}"
+            files = {f"part-{j}.bin": fingerprint.encode() * 50 for j in range(3)}
+            status = "published" if rng.random() < 0.8 else "rejected"
+            done = registry.publish("toy", files, fingerprint=fingerprint, status=status)
+            said.append([done.version, fingerprint])
+        elif what == "collect":
+            grace = timedelta(seconds=rng.choice([-5, 0, 60]))
+            registry.collect_garbage(retention=Retention(keep_last=8), grace=grace)
+        elif what == "move":
+            version = rng.choice(registry.versions("toy", status="published")).version
+            registry.promote("toy", version, rng.choice(["production", "staging", "latest"]))
+        else:
+            version = rng.choice(["latest", "production", "staging"])
+            artifact = registry.load("toy", version, verify=True)
+            content = artifact.read("part-0.bin")
+            assert content == artifact.manifest.fingerprint.encode() * 50
+    except (UnknownArtifact, IndexError):
+        continue
+    except CollectedMeanwhile:
+        continue
+    except CorruptArtifact as error:
+        if what != "read":
+            raise
+        said.append(str(error))
+    except ValueError as error:
+        if "was rejected" not in str(error):
+            raise
+print(json.dumps(said))
+"""
+
+
+@pytest.mark.parametrize("seconds", [5, pytest.param(60, marks=pytest.mark.slow)])
+def test_publishers_collectors_movers_and_readers_at_once(tmp_path, seconds):
+    """Whatever the order: what publishers return is whole, and no number, alias or file is lost."""
+    roles = ["publish"] * 4 + ["collect"] * 3 + ["move"] * 2 + ["read"] * 2
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", EVERYONE, str(tmp_path), role, str(seed), str(seconds)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for seed, role in enumerate(roles)
+    ]
+    answers = [process.communicate(timeout=seconds + 200) for process in processes]
+    for role, process, (_, said) in zip(roles, processes, answers):
+        assert process.returncode == 0, (role, said)
+    reports = [json.loads(out.splitlines()[-1]) for out, _ in answers]
+    registry = Registry(tmp_path)
+    contents = registry._shelf("toy").contents()
+    assert list(contents.records) == list(range(1, len(contents.records) + 1))
+    published = [item for role, said in zip(roles, reports) if role == "publish" for item in said]
+    assert len(published) > 5
+    for version, fingerprint in published:
+        assert contents.records[version].fingerprint == fingerprint
+    alive = registry.versions("toy")
+    for reference in alive:
+        registry.load("toy", reference.version, verify=True)
+    # A reader may meet a version whose folder was collected while it was published; it is taken
+    # back at once.
+    for role, said in zip(roles, reports):
+        for message in said if role == "read" else ():
+            number = int(message.split(" version ")[1].split()[0])
+            assert number in contents.state.removed, message
+    numbers = {reference.version for reference in alive}
+    assert set(registry.aliases("toy").values()) <= numbers
+    registry.history("toy", "latest")
+    registry.collect_garbage(grace=timedelta(seconds=-5))
+    folders = {contents.records[number].folder for number in numbers}
+    assert set(registry.location.children("toy/versions")) == folders
