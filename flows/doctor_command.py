@@ -58,13 +58,15 @@ def doctor(
         findings = _look(target)
     else:
         findings = _look(recipe.store)
-        rounds = 0
-        while repair and any(map(_can_be_mended, findings)) and rounds < _MOST_ROUNDS:
+        for _ in range(_MOST_ROUNDS if repair else 0):
+            if not any(map(_can_be_mended, findings)):
+                break
             before = findings
-            _repair(recipe, findings)
+            failure = _repair(recipe, findings)
             findings = _look(recipe.store)
-            rounds += 1
             if findings == before:
+                if failure is not None:
+                    raise failure
                 break
         if repair and any(map(_can_be_mended, findings)):
             err.print(
@@ -178,7 +180,14 @@ def _told(url: str, findings: Iterable[Finding]) -> list[Finding]:
     return findings
 
 
-def _repair(recipe: Recipe, findings: Sequence[Finding]) -> None:
+def _repair(recipe: Recipe, findings: Sequence[Finding]) -> Exception | None:
+    """Mend what can be mended at once, and let the recipe's steps make the rest again.
+
+    Returns
+    -------
+    Exception or None
+        Why a step could not; what it read may have been hidden behind other damage.
+    """
     from storage.doctor import STEPS, step_folders
     from storage.locations import Location
     from storage.mending import Copies, mend, mend_models, mend_registry
@@ -196,14 +205,19 @@ def _repair(recipe: Recipe, findings: Sequence[Finding]) -> None:
         again.add("publish")
     # Trainings are no part of a recipe.
     last = max(again - {"train", "score"}, key=STEPS.index, default=None)
-    if last is not None:
-        from flows.temporary_server import begin_server
+    if last is None:
+        return None
+    from flows.temporary_server import begin_server
 
-        server_answers = begin_server()
-        from flows.build import repair
+    server_answers = begin_server()
+    from flows.build import repair
 
-        server_answers()
+    server_answers()
+    try:
         repair(recipe, last=cast("Step", last))
+    except Exception as error:
+        return error
+    return None
 
 
 def _shown(url: str) -> str:

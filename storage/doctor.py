@@ -47,6 +47,7 @@ __all__ = [
 ]
 
 STEPS: tuple[str, ...] = get_args(Step)
+NO_FILE = "neither a file nor a folder"
 ARTIFACTS, MODELS = "artifacts", "models"
 # What a registry keeps beside the folders of versions; `newest` is a hint for readers.
 _LEDGER_FILE = re.compile(r"(records|removed|aliases/[^/]+)/(\d{8}\.json|newest)")
@@ -204,7 +205,7 @@ def examine(location: Location) -> list[Finding]:
     found = _Findings(location)
     for path, kind in stored.items():
         if kind == "other":
-            found.add(path, "damaged", "neither a file nor a folder")
+            found.add(path, "damaged", NO_FILE)
     if found:
         # A pipe or a link to a device would hold up whoever reads it.
         return found.sorted()
@@ -438,7 +439,7 @@ def examine_models(store: Location) -> list[Finding]:
             findings.add(damage.path, "damaged", damage.reason)
         for path, kind in stored.items():
             if kind == "other":
-                findings.add(path, "damaged", "neither a file nor a folder")
+                findings.add(path, "damaged", NO_FILE)
         _examine_strangers(stored, {**sealed.files, SEAL_FILE: None}, set(), findings)
         found += findings.sorted()
     return found

@@ -22,6 +22,7 @@ __all__ = [
     "Files",
     "SealedFolder",
     "read_record",
+    "record_bytes",
     "seal_files",
     "sealed_record",
     "verified_record",
@@ -192,13 +193,26 @@ def read_record(location: Location, name: str) -> dict[str, Any]:
     CorruptFile
         If a byte of it has changed.
     """
-    size = location.size(name)
-    if size > _MOST_RECORD_BYTES:
-        raise CorruptFile(name, f"{size:,} bytes are too many", location.url)
-    record = verified_record(location.get(name))
+    record = verified_record(record_bytes(location, name))
     if record is None:
         raise CorruptFile(name, "digest", location.url)
     return record
+
+
+def record_bytes(location: Location, name: str) -> bytes:
+    """The bytes of a record, checked for nothing but their number.
+
+    Raises
+    ------
+    NotFound
+        If there is no such file.
+    CorruptFile
+        If there are more of them than any record has.
+    """
+    size = location.size(name)
+    if size > _MOST_RECORD_BYTES:
+        raise CorruptFile(name, f"{size:,} bytes are too many", location.url)
+    return location.get(name)
 
 
 def verified_record(data: bytes) -> dict[str, Any] | None:
