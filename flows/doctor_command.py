@@ -66,7 +66,7 @@ def doctor(
             findings = _look(recipe.store)
             if findings == before:
                 if failure is not None:
-                    raise failure
+                    err.print(f"[red]not mended[/] {escape(str(failure))}", soft_wrap=True)
                 break
         if repair and any(map(_can_be_mended, findings)):
             err.print(
@@ -186,8 +186,10 @@ def _repair(recipe: Recipe, findings: Sequence[Finding]) -> Exception | None:
     Returns
     -------
     Exception or None
-        Why a step could not; what it read may have been hidden behind other damage.
+        Why something could not; it may have been in the way of other damage.
     """
+    from obstore.exceptions import BaseError
+
     from storage.doctor import STEPS, step_folders
     from storage.locations import Location
     from storage.mending import Copies, mend, mend_models, mend_registry
@@ -196,13 +198,16 @@ def _repair(recipe: Recipe, findings: Sequence[Finding]) -> Exception | None:
     copies = Copies(store)
     folders = {folder.url: folder for folder in step_folders(store)}
     again: set[str] = set()
-    for url, folder in folders.items():
-        own = [finding for finding in findings if finding.url == url]
-        if any(map(_can_be_mended, own)) and mend(folder, own, copies):
-            again.add(url.rsplit("/", 2)[-2])
-    mend_models(store, findings, copies)
-    if mend_registry(store, findings, copies):
-        again.add("publish")
+    try:
+        for url, folder in folders.items():
+            own = [finding for finding in findings if finding.url == url]
+            if any(map(_can_be_mended, own)) and mend(folder, own, copies):
+                again.add(url.rsplit("/", 2)[-2])
+        mend_models(store, findings, copies)
+        if mend_registry(store, findings, copies):
+            again.add("publish")
+    except (BaseError, OSError, ValueError) as error:
+        return error
     # Trainings are no part of a recipe.
     last = max(again - {"train", "score"}, key=STEPS.index, default=None)
     if last is None:

@@ -19,7 +19,7 @@ from storage.artifacts import Artifact, CorruptArtifact, Registry, UnknownArtifa
 from storage.condemned import CONDEMNED_FILE, read_condemned
 from storage.damage import CorruptFile, CorruptShard, NotSealed
 from storage.locations import Location, NotFound, check_name, is_partial
-from storage.manifests import MANIFEST_FILE, ArtifactReference, Manifest
+from storage.manifests import MANIFEST_FILE, SUMS_FILE, ArtifactReference, Manifest
 from storage.records import digest
 from storage.references import RECORD_FILES, Reference, Step, belongs_to_no_result
 from storage.seals import SEAL_FILE, SealedFolder
@@ -389,11 +389,12 @@ def _examine_artifact(registry: Registry, name: str) -> list[Finding]:
         for own in folder.children("versions"):
             versions |= _by_its_manifest(registry, folder / "versions" / own)
     for url, artifact in versions.items():
-        try:
-            if artifact is not None:
+        if artifact is not None:
+            try:
                 artifact.verify()
-        except CorruptArtifact as error:
-            found += _named(url, error)
+            except CorruptArtifact as error:
+                known = {*artifact.files, MANIFEST_FILE, SUMS_FILE}
+                found += _named(url, error, known)
     in_use = {url.rstrip("/").rsplit("/", 1)[-1] for url in versions}
     unused = set()
     for path, kind in _everything(folder):
@@ -416,9 +417,18 @@ def _examine_artifact(registry: Registry, name: str) -> list[Finding]:
     ]
 
 
-def _named(url: str, error: CorruptArtifact | BadSignature) -> list[Finding]:
+def _named(
+    url: str, error: CorruptArtifact | BadSignature, known: Container[str] | None = None
+) -> list[Finding]:
+    """What an error of the registry names; a file that is not known is a stranger."""
+
+    def kind(path: str) -> Kind:
+        if known is None or path in known:
+            return "damaged"
+        return "left over" if is_partial(path) else "stranger"
+
     files = getattr(error, "files", None) or (".",)
-    return [Finding(url, path, "damaged", str(error)) for path in files]
+    return [Finding(url, path, kind(path), str(error)) for path in files]
 
 
 def _by_its_manifest(registry: Registry, location: Location) -> dict[str, Artifact | None]:
