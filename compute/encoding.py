@@ -264,6 +264,9 @@ def encode(
     ValueError
         If a condemned shard does not come out as it was written.
     """
+    for damage in learned.find_damage():
+        # Told here, since Ray would tell of a worker that could not start.
+        raise damage
     try:
         found = CodeSet(location)
     except NotSealed:

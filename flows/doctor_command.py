@@ -58,13 +58,15 @@ def doctor(
         findings = _look(target)
     else:
         findings = _look(recipe.store)
-        rounds = 0
-        while repair and any(map(_can_be_mended, findings)) and rounds < _MOST_ROUNDS:
+        for _ in range(_MOST_ROUNDS if repair else 0):
+            if not any(map(_can_be_mended, findings)):
+                break
             before = findings
-            _repair(recipe, findings)
+            failure = _repair(recipe, findings)
             findings = _look(recipe.store)
-            rounds += 1
             if findings == before:
+                if failure is not None:
+                    err.print(f"[red]not mended[/] {escape(str(failure))}", soft_wrap=True)
                 break
         if repair and any(map(_can_be_mended, findings)):
             err.print(
@@ -179,7 +181,16 @@ def _told(url: str, findings: Iterable[Finding]) -> list[Finding]:
     return findings
 
 
-def _repair(recipe: Recipe, findings: Sequence[Finding]) -> None:
+def _repair(recipe: Recipe, findings: Sequence[Finding]) -> Exception | None:
+    """Mend what can be mended at once, and let the recipe's steps make the rest again.
+
+    Returns
+    -------
+    Exception or None
+        Why something could not; it may have been in the way of other damage.
+    """
+    from obstore.exceptions import BaseError
+
     from storage.doctor import STEPS, step_folders
     from storage.locations import Location
     from storage.mending import Copies, mend, mend_models, mend_registry
@@ -188,23 +199,31 @@ def _repair(recipe: Recipe, findings: Sequence[Finding]) -> None:
     copies = Copies(store)
     folders = {folder.url: folder for folder in step_folders(store)}
     again: set[str] = set()
-    for url, folder in folders.items():
-        own = [finding for finding in findings if finding.url == url]
-        if any(map(_can_be_mended, own)) and mend(folder, own, copies):
-            again.add(url.rsplit("/", 2)[-2])
-    mend_models(store, findings, copies)
-    if mend_registry(store, findings, copies):
-        again.add("publish")
+    try:
+        for url, folder in folders.items():
+            own = [finding for finding in findings if finding.url == url]
+            if any(map(_can_be_mended, own)) and mend(folder, own, copies):
+                again.add(url.rsplit("/", 2)[-2])
+        mend_models(store, findings, copies)
+        if mend_registry(store, findings, copies):
+            again.add("publish")
+    except (BaseError, OSError, ValueError) as error:
+        return error
     # Trainings are no part of a recipe.
     last = max(again - {"train", "score"}, key=STEPS.index, default=None)
-    if last is not None:
-        from flows.temporary_server import begin_server
+    if last is None:
+        return None
+    from flows.temporary_server import begin_server
 
-        server_answers = begin_server()
-        from flows.build import repair
+    server_answers = begin_server()
+    from flows.build import repair
 
-        server_answers()
+    server_answers()
+    try:
         repair(recipe, last=cast("Step", last))
+    except Exception as error:
+        return error
+    return None
 
 
 def _shown(url: str) -> str:

@@ -251,13 +251,14 @@ class ActivationWriter(TableWriter[ActivationPlan]):
         if not np.isfinite(given).all():
             return (
                 f"{where} {at}, and the model itself gave it: no extract.dtype can hold it; check "
-                "the model's weights and inputs, or run it with model.dtype=float32."
+                "the model's weights and inputs, or run it with model.dtype=bfloat16 or float32."
             )
-        dtype = self.plan.dtype
-        if dtype == "float16":
-            return f"{where} in float16 {at}: choose extract.dtype=bfloat16 or float32."
+        with np.errstate(over="ignore"):
+            fits = np.isfinite(np.linalg.norm(given.astype(np.float32)))
+        if fits:
+            return f"{where} in {self.plan.dtype} {at}: choose extract.dtype=bfloat16 or float32."
         return (
-            f"level {level.name!r} has a row whose norm exceeds what {dtype} can hold {at}: check "
+            f"level {level.name!r} has a row whose norm is more than float32 can hold {at}: check "
             "the model's weights, or read another hookpoint."
         )
 

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from storage.artifacts import CorruptArtifact, Registry, UnknownArtifact
+from storage.artifacts import Artifact, CorruptArtifact, Registry, UnknownArtifact
 from storage.condemned import CONDEMNED_FILE, read_condemned
 from storage.damage import CorruptFile, CorruptShard, NotSealed
-from storage.locations import Location, NotFound, is_partial
+from storage.locations import Location, NotFound, check_name, is_partial
+from storage.manifests import MANIFEST_FILE, SUMS_FILE, ArtifactReference, Manifest
 from storage.opening import open_table
 from storage.records import digest
 from storage.references import RECORD_FILES, Reference, Step, belongs_to_no_result
@@ -47,6 +48,7 @@ __all__ = [
 ]
 
 STEPS: tuple[str, ...] = get_args(Step)
+NO_FILE = "neither a file nor a folder; the rest is looked at when it is away"
 ARTIFACTS, MODELS = "artifacts", "models"
 # What a registry keeps beside the folders of versions; `newest` is a hint for readers.
 _LEDGER_FILE = re.compile(r"(records|removed|aliases/[^/]+)/(\d{8}\.json|newest)")
@@ -204,9 +206,9 @@ def examine(location: Location) -> list[Finding]:
     found = _Findings(location)
     for path, kind in stored.items():
         if kind == "other":
-            found.add(path, "damaged", "neither a file nor a folder")
+            found.add(path, "damaged", NO_FILE)
     if found:
-        # A pipe or a link to a device would hold up whoever reads it.
+        # Nothing else is looked at: a pipe or a link to a device would hold up whoever reads it.
         return found.sorted()
     try:
         reference = Reference.find(location)
@@ -224,13 +226,14 @@ def examine(location: Location) -> list[Finding]:
         _examine_records(location, found)
     files = {} if reference is None else reference.open().files
     for damage in SealedFolder(location, files).find_damage():
-        found.add(damage.path, "damaged", damage.reason)
+        hidden = "; its rows are looked at when it is whole" if damage.path == "plan.json" else ""
+        found.add(damage.path, "damaged", damage.reason + hidden)
     try:
         if read_condemned(location):
             found.add(CONDEMNED_FILE, "condemned", "notes damage that was not undone yet")
     except CorruptFile as error:
         found.add(CONDEMNED_FILE, "damaged", error.reason)
-    shards = _examine_table(location, found, sealed=reference is not None)
+    shards = _examine_table(location, found, reference)
     if reference is not None:
         _examine_strangers(stored, files, shards, found)
     return found.sorted()
@@ -267,24 +270,29 @@ def _examine_records(location: Location, found: _Findings) -> None:
             found.add(name, "damaged", error.reason)
 
 
-def _examine_table(location: Location, found: _Findings, *, sealed: bool) -> set[str] | None:
+def _examine_table(
+    location: Location, found: _Findings, sealed: Reference | None
+) -> set[str] | None:
     """Check a table's rows, and its metadata where no seal does; return all shards it has.
 
     None where its plan cannot be read, so that its shards are not known.
     """
-    if "plan.json" in found or "sealed.json" in found:
+    if "plan.json" in found:
         return None
+    content_hash = None
+    if "sealed.json" in found and sealed is not None:
+        content_hash = sealed.content_hash
     try:
-        table = open_table(location)
+        table = open_table(location, content_hash=content_hash)
     except NotSealed:
-        if sealed or location.url.rsplit("/", 2)[-2] not in ("extract", "encode"):
+        if sealed is not None or location.url.rsplit("/", 2)[-2] not in ("extract", "encode"):
             return set()
         found.add("sealed.json", "damaged", "missing")
         return None
     except CorruptFile as error:
         found.add(error.path, "damaged", error.reason)
         return None
-    for damage in _wrong_rows(table, found) if sealed else find_damage(table):
+    for damage in _wrong_rows(table, found) if sealed is not None else find_damage(table):
         if isinstance(damage, CorruptFile):
             found.add(damage.path, "damaged", damage.reason)
         else:
@@ -353,12 +361,11 @@ def examine_registry(store: Location) -> list[Finding]:
     found: list[Finding] = []
     for name in root.children():
         try:
-            found += _examine_artifact(registry, name)
-        except (CorruptArtifact, BadSignature) as error:
-            files = getattr(error, "files", None) or (name,)
-            found += [Finding((root / name).url, path, "damaged", str(error)) for path in files]
+            check_name(name)
         except ValueError as error:
             found.append(Finding(root.url, name, "stranger", str(error)))
+            continue
+        found += _examine_artifact(registry, name)
     for location in step_folders(store):
         found += _examine_publication(registry, location)
     return found
@@ -367,18 +374,28 @@ def examine_registry(store: Location) -> list[Finding]:
 def _examine_artifact(registry: Registry, name: str) -> list[Finding]:
     found: list[Finding] = []
     folder = registry.location / name
+    versions: dict[str, Artifact | None] = {}
     try:
-        versions = registry.versions(name)
+        for reference in registry.versions(name):
+            try:
+                versions[reference.url] = registry.load(name, reference.version, verify=False)
+            except CorruptArtifact as error:
+                found += _named(reference.url, error)
+                versions |= _by_its_manifest(registry, Location(reference.url))
     except UnknownArtifact:
-        versions = []
-    for reference in versions:
-        try:
-            artifact = registry.load(name, reference.version, verify=False)
-            artifact.verify()
-        except CorruptArtifact as error:
-            for path in error.files:
-                found.append(Finding(reference.url, path, "damaged", str(error)))
-    in_use = {reference.url.rstrip("/").rsplit("/", 1)[-1] for reference in versions}
+        pass
+    except (CorruptArtifact, BadSignature) as error:
+        found += _named(folder.url, error)
+        for own in folder.children("versions"):
+            versions |= _by_its_manifest(registry, folder / "versions" / own)
+    for url, artifact in versions.items():
+        if artifact is not None:
+            try:
+                artifact.verify()
+            except CorruptArtifact as error:
+                known = {*artifact.files, MANIFEST_FILE, SUMS_FILE}
+                found += _named(url, error, known)
+    in_use = {url.rstrip("/").rsplit("/", 1)[-1] for url in versions}
     unused = set()
     for path, kind in _everything(folder):
         head, _, rest = path.partition("/")
@@ -398,6 +415,32 @@ def _examine_artifact(registry: Registry, name: str) -> list[Finding]:
     return found + [
         Finding(folder.url, f"versions/{own}", "left over", reason) for own in sorted(unused)
     ]
+
+
+def _named(
+    url: str, error: CorruptArtifact | BadSignature, known: Container[str] | None = None
+) -> list[Finding]:
+    """What an error of the registry names; a file that is not known is a stranger."""
+
+    def kind(path: str) -> Kind:
+        if known is None or path in known:
+            return "damaged"
+        return "left over" if is_partial(path) else "stranger"
+
+    files = getattr(error, "files", None) or (".",)
+    return [Finding(url, path, kind(path), str(error)) for path in files]
+
+
+def _by_its_manifest(registry: Registry, location: Location) -> dict[str, Artifact | None]:
+    """A version whose record or manifest is damaged, as far as it can vouch for itself."""
+    try:
+        manifest = Manifest.from_bytes(location.get(MANIFEST_FILE))
+    except (NotFound, CorruptArtifact):
+        return {location.url: None}
+    shared = ArtifactReference.model_fields.keys() & Manifest.model_fields.keys()
+    told = {field: getattr(manifest, field) for field in shared}
+    reference = ArtifactReference(registry=registry.url, url=location.url, **told)
+    return {location.url: Artifact(location, manifest, reference)}
 
 
 def _examine_publication(registry: Registry, location: Location) -> list[Finding]:
@@ -438,7 +481,7 @@ def examine_models(store: Location) -> list[Finding]:
             findings.add(damage.path, "damaged", damage.reason)
         for path, kind in stored.items():
             if kind == "other":
-                findings.add(path, "damaged", "neither a file nor a folder")
+                findings.add(path, "damaged", NO_FILE)
         _examine_strangers(stored, {**sealed.files, SEAL_FILE: None}, set(), findings)
         found += findings.sorted()
     return found

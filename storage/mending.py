@@ -14,7 +14,7 @@ from typing import Any
 from storage.artifacts import Artifact, CorruptArtifact, Registry, UnknownArtifact
 from storage.condemned import CONDEMNED_FILE, condemn
 from storage.damage import CorruptFile, CorruptShard, Damaged, NotSealed
-from storage.doctor import ARTIFACTS, MODELS, Finding, read_receipt, step_folders
+from storage.doctor import ARTIFACTS, MODELS, NO_FILE, Finding, examine, read_receipt, step_folders
 from storage.locations import Location, NotFound, is_partial
 from storage.manifests import SUMS_FILE
 from storage.opening import open_table, table_type
@@ -88,8 +88,9 @@ class Copies:
 def mend(location: Location, findings: Sequence[Finding], copies: Copies) -> bool:
     """Mend a step's folder as far as that can be done without the step, and condemn the rest.
 
-    What a killed writer left over is removed, what is no file makes room, and strangers stay.
-    Nobody may be at work on the step.
+    What a killed writer left over is removed, what is no file makes room, and strangers stay. Where
+    something kept the doctor from seeing the rest, the folder is examined again. Nobody may be at
+    work on the step.
 
     Returns
     -------
@@ -101,6 +102,16 @@ def mend(location: Location, findings: Sequence[Finding], copies: Copies) -> boo
     ValueError
         If the metadata of a table do not come out as they were sealed; nothing is lost by it.
     """
+    again = _mend_seen(location, findings, copies)
+    damaged = {finding.path for finding in findings if finding.kind == "damaged"}
+    hiding = any(finding.reason == NO_FILE for finding in findings)
+    hiding |= bool(damaged & {"plan.json", "sealed.json"}) and location.exists("sealed.json")
+    if hiding:
+        again |= _mend_seen(location, examine(location), copies)
+    return again
+
+
+def _mend_seen(location: Location, findings: Sequence[Finding], copies: Copies) -> bool:
     for finding in findings:
         if finding.kind == "left over":
             _remove(location, finding.path)

@@ -14,8 +14,8 @@ from storage.tables import SealedTable
 __all__ = ["open_table", "table_type"]
 
 
-def open_table(location: Location) -> SealedTable[Any]:
-    """Open whichever kind of table lies at `location`.
+def open_table(location: Location, *, content_hash: str | None = None) -> SealedTable[Any]:
+    """Open whichever kind of table lies at `location`; `content_hash` as for the table itself.
 
     Raises
     ------
@@ -32,7 +32,7 @@ def open_table(location: Location) -> SealedTable[Any]:
         raise NotSealed(f"{location.url} holds no finished table.") from None
     except (ValueError, RecursionError):
         raise CorruptFile("plan.json", "not readable", location.url) from None
-    return kind(location)
+    return kind(location, content_hash=content_hash)
 
 
 def table_type(plan_json: bytes) -> type[SealedTable[Any]]:

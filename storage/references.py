@@ -23,8 +23,10 @@ from storage.seals import (
     dump_seals,
     hash_files,
     read_record,
+    record_bytes,
     sealed_record,
     seals_of,
+    verified_record,
 )
 
 __all__ = ["RECORD_FILES", "SCRATCH", "Reference", "Step"]
@@ -125,13 +127,10 @@ class Reference(BaseModel):
             If it is damaged, or is the one of another step.
         """
         step, fingerprint = location.url.rsplit("/", 2)[-2:]
-        try:
-            record = read_record(location, name)
-        except CorruptFile as error:
-            earlier = _earlier_record(location, name)
-            if earlier is None:
-                raise error from None
-            record = earlier | {"files": {}, "sha256": ""}
+        data = record_bytes(location, name)
+        record = verified_record(data) or _earlier_record(data)
+        if record is None:
+            raise CorruptFile(name, "digest", location.url)
         seals_of(record, name, location)
         del record["files"]
         try:
@@ -205,10 +204,12 @@ def _to_seal(location: Location) -> Iterator[str]:
             yield path
 
 
-def _earlier_record(location: Location, name: str) -> dict[str, Any] | None:
+def _earlier_record(data: bytes) -> dict[str, Any] | None:
     """A record as versions before seals wrote it; None if it is none."""
     try:
-        record = json.loads(location.get(name))
+        record = json.loads(data)
     except (ValueError, RecursionError):
         return None
-    return record if isinstance(record, dict) and set(record) == _EARLIER else None
+    if not isinstance(record, dict) or set(record) != _EARLIER:
+        return None
+    return record | {"files": {}, "sha256": ""}

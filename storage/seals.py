@@ -7,8 +7,10 @@ spelling, so that a single changed byte of the record itself is found too.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -22,6 +24,7 @@ __all__ = [
     "Files",
     "SealedFolder",
     "read_record",
+    "record_bytes",
     "seal_files",
     "sealed_record",
     "verified_record",
@@ -96,15 +99,17 @@ class SealedFolder:
         NotFound
             If the seal lists no such file.
         CorruptFile
-            If the file is missing or is not what was sealed.
+            If the file is missing, or is not what was sealed.
         """
         if path not in self.files:
             raise NotFound(f"{self.location.url} was sealed without {path!r}.")
         seal = self.files[path]
+        if is_irregular(self.location, path):
+            raise CorruptFile(path, "no file", self.location.url)
         try:
             size = self.location.size(path)
             data = self.location.get(path) if size == seal.size else b""
-        except (NotFound, IsADirectoryError, NotADirectoryError):
+        except NotFound:
             raise CorruptFile(path, "missing", self.location.url) from None
         if size != seal.size:
             reason = f"{size:,} bytes instead of {seal.size:,}"
@@ -192,13 +197,45 @@ def read_record(location: Location, name: str) -> dict[str, Any]:
     CorruptFile
         If a byte of it has changed.
     """
-    size = location.size(name)
-    if size > _MOST_RECORD_BYTES:
-        raise CorruptFile(name, f"{size:,} bytes are too many", location.url)
-    record = verified_record(location.get(name))
+    record = verified_record(record_bytes(location, name))
     if record is None:
         raise CorruptFile(name, "digest", location.url)
     return record
+
+
+def record_bytes(location: Location, name: str) -> bytes:
+    """The bytes of a record, checked for nothing but their number.
+
+    Raises
+    ------
+    NotFound
+        If there is no such file.
+    CorruptFile
+        If there are more of them than any record has.
+    """
+    if is_irregular(location, name):
+        raise CorruptFile(name, "no file", location.url)
+    size = location.size(name)
+    if size > _MOST_RECORD_BYTES:
+        raise CorruptFile(name, f"{size:,} bytes are too many", location.url)
+    return location.get(name)
+
+
+def is_irregular(location: Location, path: str) -> bool:
+    """Whether something lies at a path of a disk that is no file: to open a pipe is to wait.
+
+    Also where what should be a folder on the way to it is none.
+    """
+    root = location.local_path
+    if root is None or (root / path).is_file():
+        return False
+    return os.path.lexists(root / path) or not _is_free(root / path)
+
+
+def _is_free(place: Path) -> bool:
+    """Whether a file could be written there."""
+    above = next(parent for parent in place.parents if os.path.lexists(parent))
+    return above.is_dir()
 
 
 def verified_record(data: bytes) -> dict[str, Any] | None:

@@ -140,3 +140,33 @@ def test_a_recipe_of_mixed_kinds_is_refused(built):
     levels = [level | {"timestep": None} for level in values["levels"]]
     with pytest.raises(ValueError, match="give each level one"):
         Recipe.model_validate(values | {"levels": levels})
+
+
+def test_lost_pictures_are_drawn_again(built):
+    """What lies beside the rows is made again alone: the rows are not touched."""
+    from prefect import flow
+
+    from flows.build import run_steps
+    from storage.doctor import examine
+    from storage.mending import Copies, mend
+
+    recipe, references = built
+    location = references["extract"].location
+    before = {path: location.get(path) for path in location.walk()}
+    location.delete("pictures/1.safetensors")
+    location.put("gallery.json", before["gallery.json"][:-1])
+    location.put("pictures/0.safetensors", before["pictures/0.safetensors"] + b"x")
+    found = examine(location)
+    assert {finding.path for finding in found} == {
+        "gallery.json",
+        "pictures/0.safetensors",
+        "pictures/1.safetensors",
+    }
+    assert mend(location, found, Copies(Location(recipe.store)))
+
+    @flow
+    def repairing():
+        return run_steps(recipe, until="extract")
+
+    assert repairing()["extract"] == references["extract"]
+    assert {path: location.get(path) for path in location.walk()} == before

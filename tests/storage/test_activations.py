@@ -224,14 +224,40 @@ def test_a_damaged_staged_block_is_refused(location):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
-@pytest.mark.parametrize("value", [np.nan, np.inf, 1e39])
-def test_rows_that_are_not_finite_are_refused(location, dtype, value):
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        (np.nan, r"not finite \(row 7 .*the model itself gave it: .* model.dtype"),
+        (np.inf, r"not finite \(row 7 .*the model itself gave it: .* model.dtype"),
+        (1e39, r"a row whose norm is more than float32 can hold \(row 7 "),
+    ],
+)
+def test_rows_that_no_type_can_hold_are_refused(location, dtype, value, sentence):
     plan = make_plan(dtype=dtype)
     activations, index = rows_of(plan, 0)
     activations["high"][7, 2] = value
-    with pytest.raises(ValueError, match=rf"level 'high' .*not finite in {dtype} \(row 7"):
+    with pytest.raises(ValueError, match=rf"level 'high' has .*{sentence}") as refused:
         ActivationWriter(location, plan).stage(0, activations, index)
+    assert "extract.dtype=" not in str(refused.value)
     assert list(location.walk("staging")) == []
+
+
+def test_rows_beyond_float16_are_refused_with_what_holds_them(location):
+    activations, index = rows_of(make_plan(), 0)
+    activations["high"][7, 2] = 1e5
+    with pytest.raises(ValueError, match=r"not finite in float16 \(row 7 .*dtype=bfloat16 or"):
+        ActivationWriter(location, make_plan(dtype="float16")).stage(0, activations, index)
+    for dtype in ("bfloat16", "float32"):
+        place = location / dtype
+        assert ActivationWriter(place, make_plan(dtype=dtype)).stage(0, activations, index) == 700
+
+
+def test_a_nan_in_the_bits_of_bfloat16_is_the_models(location):
+    activations, index = rows_of(make_plan(), 0)
+    bits = {name: np.zeros(values.shape, np.uint16) for name, values in activations.items()}
+    bits["low"][3, 0] = 0x7FC0
+    with pytest.raises(ValueError, match=r"level 'low' .*\(row 3 .*the model itself gave it"):
+        ActivationWriter(location, make_plan(dtype="bfloat16")).stage(0, bits, index)
 
 
 def test_bfloat16_keeps_its_bits(location):

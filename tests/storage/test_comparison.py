@@ -9,7 +9,7 @@ import pytest
 
 from storage.artifacts import Gate, Registry
 from storage.exports.saelens import to_saelens
-from storage.gates import failures
+from storage.gates import failures, no_better_than_mean
 from storage.graphs import ConceptGraph
 
 D = 64
@@ -126,6 +126,20 @@ def test_what_is_not_reported_fails(value):
         "fit.r2 is not reported"
     ]
     assert failures([Gate("fit.r2", at_least=0.5)], {}) == ["fit.r2 is not reported"]
+
+
+@pytest.mark.parametrize(
+    ("value", "told"), [(-0.06, "-0.06"), (0.0, "0"), (None, "not a number"), (0.01, None)]
+)
+def test_a_dictionary_must_explain_more_than_the_mean(value, told):
+    levels = [("good", {"explained_variance": 0.7}), ("low", {"explained_variance": value})]
+    reason = "the dictionary of low explains no more than the mean of its rows does: its "
+    reason += f"explained_variance is {told}"
+    assert no_better_than_mean(levels) == ([] if told is None else [reason])
+    other = [Gate("explained_variance", at_least=0.1), Gate("dead", at_most=1, per_level=True)]
+    assert no_better_than_mean(levels, other) == no_better_than_mean(levels)
+    own = [*other, Gate("explained_variance", at_least=-1, per_level=True)]
+    assert no_better_than_mean(levels, own) == []
 
 
 def test_a_gate_needs_a_bound():

@@ -169,3 +169,54 @@ def test_bad_sizes_and_data_are_refused(tmp_path):
         train_text_encoder(None, ["a"], np.zeros((2, 4), dtype=np.int64), SETTINGS, where)
     with pytest.raises(ValueError, match="data hold 0 images and no captions"):
         train_denoiser(None, None, Samples(torch.zeros(0, 1, 4, 4)), SETTINGS, where)
+
+
+@pytest.mark.parametrize("name", ["checkpoint.safetensors", "seal.json"])
+def test_a_damaged_checkpoint_is_not_used_and_that_is_said(tmp_path, caplog, name):
+    """The one before it is; and the weights come out the same."""
+    settings = SETTINGS.model_copy(update={"autoencoder_steps": 6})
+    images = SpriteWorld(0).sample(4).images
+
+    def train(folder, progress=None):
+        vae = new_text_to_image(caption_words()).vae
+        checkpoints = Checkpoints(Location(str(folder)), settings.model_dump(), every=2)
+        train_autoencoder(vae, images, settings, checkpoints, progress)
+        return vae.state_dict()
+
+    class Interrupted(Exception):
+        pass
+
+    def interrupt(stage, step, *_):
+        if step == 5:
+            raise Interrupted
+
+    whole = train(tmp_path / "a")
+    assert Location(str(tmp_path / "a")).children() == ["6"]
+    with pytest.raises(Interrupted):
+        train(tmp_path / "b", interrupt)
+    location = Location(str(tmp_path / "b"))
+    assert location.children() == ["2", "4"]
+    data = bytearray(location.get(f"4/{name}"))
+    data[len(data) // 2] ^= 1
+    location.put(f"4/{name}", bytes(data))
+    done = []
+    resumed = train(tmp_path / "b", lambda *a: done.append(a[1]))
+    assert done == [3, 4, 5, 6]
+    assert "the checkpoint of step 4 is not used" in caplog.text
+    for key, value in whole.items():
+        assert torch.equal(value, resumed[key]), key
+
+
+def test_a_checkpoint_of_an_earlier_version_is_gone_on_from(tmp_path):
+    images = SpriteWorld(0).sample(4).images
+    vae = new_text_to_image(caption_words()).vae
+    train_autoencoder(vae, images, SETTINGS, place(tmp_path, SETTINGS))
+    location = place(tmp_path, SETTINGS).location
+    (step,) = location.children()
+    location.put("checkpoint.safetensors", location.get(f"{step}/checkpoint.safetensors"))
+    location.delete_folder(step)
+    done = []
+    train_autoencoder(
+        vae, images, SETTINGS, place(tmp_path, SETTINGS), lambda *a: done.append(a[1])
+    )
+    assert done == []
