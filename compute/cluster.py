@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
-from compute.leftovers import clear_leftovers, end_processes, owned_folder
-from compute.local_ray import environment_of_ray, loopback_only, patience
+from compute.machine.leftovers import clear_leftovers, end_processes, owned_folder
+from compute.machine.local_ray import environment_of_ray, loopback_only, patience
 from compute.settings import ResourceSettings
 
 __all__ = [

@@ -1,7 +1,7 @@
 """What a run can be told: frozen, typed, validated, and hashable to a fingerprint.
 
 Imports neither torch nor Ray, so that forms, ``--help`` and validation cost nothing. What a
-dictionary can be told stands in ``compute/dictionaries/settings.py``.
+dictionary can be told stands in ``compute/dictionaries/dictionary_settings.py``.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from compute.dictionaries.settings import DictionarySettings
-from storage.gates import Gate
+from compute.dictionaries.dictionary_settings import DictionarySettings
 from storage.locations import check_name
+from storage.registry.quality_gates import Gate
 
 __all__ = [
     "EncodeSettings",

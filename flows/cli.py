@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from compute.leftovers import clear_leftovers
+from compute.machine.leftovers import clear_leftovers
 from flows.artifacts_command import artifacts
 from flows.doctor_command import doctor
 from flows.options import StoreOption
@@ -20,8 +20,8 @@ from flows.recipe import BadInput, Recipe, load_recipe, recipe_names
 from flows.services import default_home, known_login
 from flows.stack_command import register as register_stack
 from flows.steer_command import steer
-from flows.trainings import TRAININGS, load_training
-from storage.damage import Damaged
+from flows.training_recipes import TRAININGS, load_training
+from storage.sealing.damage import Damaged
 
 if TYPE_CHECKING:
     from compute.steps.plan import RunPlan
@@ -88,7 +88,7 @@ def run(recipe: RecipeArgument, settings: SetOption = [], store: StoreOption = N
     if recipe in TRAININGS:
         training = load_training(recipe, _settings(settings, store))
         server_answers = _begin_server()
-        from flows.training import run_training
+        from flows.train_flows import run_training
 
         server_answers()
         run_training(training, out.print)

@@ -54,10 +54,10 @@ DEPLOYMENTS = (
     Deployed("flows.stages.extract", ("strata", "stage")),
     Deployed("flows.stages.learn", ("strata", "stage")),
     Deployed("flows.stages.recover", ("strata", "stage")),
-    Deployed("flows.training.train_sprites", ("strata", "training")),
-    Deployed("flows.training.train_digits", ("strata", "training")),
-    Deployed("flows.training.train_grammar", ("strata", "training")),
-    Deployed("flows.steering.steer", ("strata", "steering")),
+    Deployed("flows.train_flows.train_sprites", ("strata", "training")),
+    Deployed("flows.train_flows.train_digits", ("strata", "training")),
+    Deployed("flows.train_flows.train_grammar", ("strata", "training")),
+    Deployed("flows.steer_flow.steer", ("strata", "steering")),
     Deployed("flows.consumer.consume", ("strata", "consumer"), on_publication=True),
 )
 

@@ -13,7 +13,7 @@ from rich.markup import escape
 from flows.recipe import BadInput, Recipe, load_recipe, recipe_names
 
 if TYPE_CHECKING:
-    from storage.doctor import Finding
+    from storage.care.doctor import Finding
     from storage.locations import Location
     from storage.references import Step
 
@@ -116,7 +116,7 @@ def _look(url: str) -> list[Finding]:
 
 
 def _examine(location: Location) -> list[Finding]:
-    from storage.doctor import STEPS, examine, examine_models, examine_registry, step_folders
+    from storage.care.doctor import STEPS, examine, examine_models, examine_registry, step_folders
     from storage.references import RECORD_FILES
 
     if any(_lies_at(location, name) for name in RECORD_FILES):
@@ -145,10 +145,10 @@ def _lies_at(location: Location, name: str) -> bool:
 
 def _examine_table(location: Location) -> list[Finding]:
     """Look at a table by itself, without the record of a step."""
-    from storage.damage import CorruptFile, NotSealed
-    from storage.doctor import Finding, find_damage
-    from storage.opening import open_table
-    from storage.tables import shard_object
+    from storage.care.doctor import Finding, find_damage
+    from storage.sealing.damage import CorruptFile, NotSealed
+    from storage.tables.opening import open_table
+    from storage.tables.sealed import shard_object
 
     try:
         table = open_table(location)
@@ -191,9 +191,9 @@ def _repair(recipe: Recipe, findings: Sequence[Finding]) -> Exception | None:
     """
     from obstore.exceptions import BaseError
 
-    from storage.doctor import STEPS, step_folders
+    from storage.care.doctor import STEPS, step_folders
+    from storage.care.mending import Copies, mend, mend_models, mend_registry
     from storage.locations import Location
-    from storage.mending import Copies, mend, mend_models, mend_registry
 
     store = Location(recipe.store)
     copies = Copies(store)

@@ -18,8 +18,8 @@ from typing import Any
 
 import psutil
 
-from compute.leftovers import owned_folder
-from compute.local_ray import environment_of_ray, patience
+from compute.machine.leftovers import owned_folder
+from compute.machine.local_ray import environment_of_ray, patience
 
 __all__ = ["clear_logs"]
 

@@ -163,7 +163,7 @@ def allowed_seconds() -> float:
     BadInput
         If ``STRATA_START_SECONDS`` holds no positive number.
     """
-    from compute.local_ray import start_seconds
+    from compute.machine.local_ray import start_seconds
 
     try:
         return start_seconds()

@@ -182,7 +182,7 @@ def metrics(
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 9464,
 ) -> None:
     """Serve metrics of runs and artifacts to Prometheus, on /metrics."""
-    from flows.metrics import serve_metrics
+    from flows.prometheus import serve_metrics
 
     kept = Stack(default_home()).settings
     if store is None and kept is not None and kept.api == os.environ.get("PREFECT_API_URL"):

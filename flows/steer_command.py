@@ -61,8 +61,8 @@ def steer(
     from flows.temporary_server import begin_server
 
     server_answers = begin_server()
-    from flows.steering import SteerParameters
-    from flows.steering import steer as flow
+    from flows.steer_flow import SteerParameters
+    from flows.steer_flow import steer as flow
 
     server_answers()
     try:

@@ -14,7 +14,7 @@ import subprocess
 import time
 from collections.abc import Callable
 
-from compute.leftovers import MARK, owned_folder
+from compute.machine.leftovers import MARK, owned_folder
 from flows.credentials import new_login
 from flows.services import (
     HOST,

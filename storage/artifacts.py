@@ -18,18 +18,18 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from storage.gates import Gate, failures
-from storage.ledgers import LATEST, CorruptArtifact
 from storage.locations import Location, check_name
-from storage.retention import Garbage, Retention
-from storage.signatures import BadSignature, Keyring
-from storage.witness import RolledBack, Witness, witness_folder
+from storage.registry.ledgers import LATEST, CorruptArtifact
+from storage.registry.quality_gates import Gate, failures
+from storage.registry.retention import Garbage, Retention
+from storage.registry.signatures import BadSignature, Keyring
+from storage.registry.witness import RolledBack, Witness, witness_folder
 
 if TYPE_CHECKING:
-    from storage.comparison import Comparison
-    from storage.manifests import ArtifactReference, LevelEntry, Manifest, Status
-    from storage.publishing import CollectedMeanwhile, Page
-    from storage.shelves import (
+    from storage.graph.comparison import Comparison
+    from storage.registry.drafts import CollectedMeanwhile, Page
+    from storage.registry.manifests import ArtifactReference, LevelEntry, Manifest, Status
+    from storage.registry.shelves import (
         AliasMove,
         AliasMoved,
         Shelf,
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
         UnknownVersion,
         VersionRecord,
     )
-    from storage.versions import Artifact
+    from storage.registry.versions import Artifact
 
 __all__ = [
     "AliasMove",
@@ -63,16 +63,16 @@ __all__ = [
 # What these names stand for is built with pydantic, whose import takes longer than all the rest
 # here: they are looked up when they are first asked for.
 _LATER = {
-    "AliasMove": "storage.shelves",
-    "AliasMoved": "storage.shelves",
-    "Artifact": "storage.versions",
-    "ArtifactReference": "storage.manifests",
-    "CollectedMeanwhile": "storage.publishing",
-    "LevelEntry": "storage.manifests",
-    "Manifest": "storage.manifests",
-    "UnknownArtifact": "storage.shelves",
-    "UnknownVersion": "storage.shelves",
-    "VersionRecord": "storage.shelves",
+    "AliasMove": "storage.registry.shelves",
+    "AliasMoved": "storage.registry.shelves",
+    "Artifact": "storage.registry.versions",
+    "ArtifactReference": "storage.registry.manifests",
+    "CollectedMeanwhile": "storage.registry.drafts",
+    "LevelEntry": "storage.registry.manifests",
+    "Manifest": "storage.registry.manifests",
+    "UnknownArtifact": "storage.registry.shelves",
+    "UnknownVersion": "storage.registry.shelves",
+    "VersionRecord": "storage.registry.shelves",
 }
 
 
@@ -93,7 +93,7 @@ class Registry:
         Keys to sign with and to trust; by default those of the environment.
 
     With keys to trust, what was seen of a registry is remembered in the user's cache, so that one
-    that was set back is refused; see :mod:`storage.witness`.
+    that was set back is refused; see :mod:`storage.registry.witness`.
     """
 
     def __init__(self, url: str | Path, *, keyring: Keyring | None = None) -> None:
@@ -174,7 +174,7 @@ class Registry:
         CollectedMeanwhile
             If collectors take every folder away before it is a version.
         """
-        from storage.publishing import Draft, publish
+        from storage.registry.drafts import Draft, publish
 
         shelf = self._shelf(name)
         failed = failures(gates, metrics or {}, [_level_metrics(level) for level in levels])
@@ -238,8 +238,8 @@ class Registry:
         CorruptArtifact
             If a file is damaged, missing or not listed; the message names every such file.
         """
-        from storage.shelves import UnknownVersion
-        from storage.versions import open_version
+        from storage.registry.shelves import UnknownVersion
+        from storage.registry.versions import open_version
 
         shelf = self._shelf(name)
         record = shelf.select(version)
@@ -268,7 +268,7 @@ class Registry:
         UnknownVersion
             If there is no such version or alias.
         """
-        from storage.shelves import UnknownVersion
+        from storage.registry.shelves import UnknownVersion
 
         found = [self.load(name, version, verify=False)]
         while len(found) < most and (parent := found[-1].manifest.parent) is not None:
@@ -370,7 +370,7 @@ class Registry:
         UnknownVersion
             If there is no such version or alias.
         """
-        from storage.comparison import compare
+        from storage.graph.comparison import compare
 
         return compare(self.load(name, old, verify=False), self.load(name, new, verify=False))
 
@@ -408,7 +408,7 @@ class Registry:
         return Garbage(versions, tuple(leftovers))
 
     def _shelf(self, name: str) -> Shelf:
-        from storage.shelves import Shelf
+        from storage.registry.shelves import Shelf
 
         if name not in self._shelves:
             # A store in memory is another one in every process.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from storage.manifests import ArtifactReference
+from storage.registry.manifests import ArtifactReference
 
 __all__ = ["index_page"]
 

@@ -15,10 +15,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from storage.condemned import CONDEMNED_FILE
-from storage.damage import CorruptFile
 from storage.locations import Location, NotFound, is_partial
-from storage.seals import (
+from storage.sealing.condemned import CONDEMNED_FILE
+from storage.sealing.damage import CorruptFile
+from storage.sealing.seals import (
     SealedFolder,
     dump_seals,
     hash_files,
@@ -177,8 +177,8 @@ def raw_shards(location: Location) -> set[str]:
     """
     if not location.exists("sealed.json"):
         return set()
-    from storage.opening import open_table
-    from storage.tables import shard_objects
+    from storage.tables.opening import open_table
+    from storage.tables.sealed import shard_objects
 
     plan = open_table(location).plan
     return {

@@ -35,7 +35,7 @@ from storage.artifacts import (
 )
 from storage.index_page import index_page
 from storage.records import canonical_json, digest
-from storage.versions import REPORT_FILE
+from storage.registry.versions import REPORT_FILE
 
 __all__ = ["create_app", "serve"]
 

@@ -26,8 +26,8 @@ def encode(recipe: Recipe, activations: Reference, dictionaries: Reference) -> R
     name = fingerprint("encode", ENCODE_VERSION, recipe.encode.model_dump(), upstream)
 
     def work(location: Location, progress: Progress) -> dict[str, Any]:
-        from compute import encoding
-        from storage.activations import ActivationSet
+        from compute.steps import encode as encoding
+        from storage.tables.activations import ActivationSet
 
         codes = encoding.encode(
             ActivationSet(activations.open()),

@@ -10,9 +10,9 @@ from storage.locations import Location
 from storage.references import Reference
 
 if TYPE_CHECKING:
-    from compute.estimation import StepEstimate
-    from compute.sources import Sources
-    from storage.activations import ActivationPlan
+    from compute.inputs.sources import Sources
+    from compute.steps.estimate import StepEstimate
+    from storage.tables.activations import ActivationPlan
 
 __all__ = ["Estimate", "estimate"]
 
@@ -73,8 +73,8 @@ def estimate(recipe: Recipe, *, rehearse: bool = True) -> Estimate:
     ValueError
         If there is no input, no such model, or no such layer.
     """
-    from compute.estimation import storage_of
-    from compute.sources import resumed_samples
+    from compute.inputs.sources import resumed_samples
+    from compute.steps.estimate import storage_of
     from compute.steps.plan import activation_plan, disk_bytes, prepare
 
     location = Location(recipe.store)
@@ -101,7 +101,7 @@ def estimate(recipe: Recipe, *, rehearse: bool = True) -> Estimate:
 
 
 def _rehearse(recipe: Recipe, sources: Sources, plan: ActivationPlan) -> dict[str, StepEstimate]:
-    from compute.estimation import (
+    from compute.steps.estimate import (
         StepEstimate,
         rehearse_extraction,
         rehearse_learning,

@@ -21,9 +21,9 @@ def extract(recipe: Recipe, plan: RunPlan) -> Reference:
     """Run the model over the inputs and store aligned, shuffled activations of all levels."""
 
     def work(location: Location, progress: Progress) -> dict[str, Any]:
-        from compute.extraction import write_activations
-        from compute.gallery import Gallery
-        from compute.sources import block_reader, model_loader, resumed_samples
+        from compute.inputs.gallery import Gallery
+        from compute.inputs.sources import block_reader, model_loader, resumed_samples
+        from compute.steps.extract import write_activations
         from compute.steps.plan import activation_plan
 
         samples = resumed_samples(location)

@@ -9,11 +9,11 @@ from prefect.logging import get_run_logger
 
 from compute.cluster import Progress
 from compute.settings import Recipe
-from storage.gates import no_better_than_mean
 from storage.locations import Location
 from storage.records import fingerprint
 from storage.references import Reference
-from storage.seals import SealedFolder
+from storage.registry.quality_gates import no_better_than_mean
+from storage.sealing.seals import SealedFolder
 from tasks.once import RETRIES, hash_below, once
 
 __all__ = ["learn"]
@@ -34,8 +34,8 @@ def learn(recipe: Recipe, activations: Reference) -> Reference:
     name = fingerprint("learn", LEARN_VERSION, deciding | threads, [activations.fingerprint])
 
     def work(location: Location, progress: Progress) -> dict[str, Any]:
-        from compute.learning import published_metadata, train
-        from storage.activations import ActivationSet
+        from compute.steps.learn import published_metadata, train
+        from storage.tables.activations import ActivationSet
 
         scores = train(
             ActivationSet(activations.open()),

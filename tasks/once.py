@@ -10,11 +10,11 @@ from prefect import State
 from prefect.logging import get_run_logger
 
 from compute.cluster import Progress
-from storage.condemned import clear_condemned, read_condemned
-from storage.damage import Damaged
 from storage.locations import Location
 from storage.records import digest
 from storage.references import SCRATCH, Reference, Step, belongs_to_no_result
+from storage.sealing.condemned import clear_condemned, read_condemned
+from storage.sealing.damage import Damaged
 from tasks.announcing import announce_step
 from tasks.progress import step_progress
 
@@ -128,7 +128,7 @@ def hash_below(location: Location, folder: str = "") -> str:
 
 def table_content(location: Location) -> str:
     """Content hash of a table, from its receipts."""
-    from storage.opening import open_table
+    from storage.tables.opening import open_table
 
     shards = open_table(location).plan.shards
     return digest(location.get(f"receipts/{shard}.json") for shard in shards)

@@ -12,7 +12,6 @@ from prefect.logging import get_run_logger
 
 from compute.cluster import Progress
 from compute.settings import Recipe
-from storage.activations import ActivationSet
 from storage.artifacts import (
     Artifact,
     ArtifactReference,
@@ -20,14 +19,15 @@ from storage.artifacts import (
     Registry,
     UnknownArtifact,
 )
-from storage.codes import CodeSet
-from storage.condemned import clear_condemned, read_condemned
-from storage.gates import no_better_than_mean
-from storage.graphs import ConceptGraph
+from storage.graph.concept_graph import ConceptGraph
 from storage.locations import Location
 from storage.records import canonical_json, fingerprint
 from storage.references import Reference
-from storage.versions import STRIPS_FILE
+from storage.registry.quality_gates import no_better_than_mean
+from storage.registry.versions import STRIPS_FILE
+from storage.sealing.condemned import clear_condemned, read_condemned
+from storage.tables.activations import ActivationSet
+from storage.tables.codes import CodeSet
 from tasks.announcing import announce
 from tasks.progress import step_progress
 from tasks.verifying import read_strips
@@ -111,10 +111,10 @@ def _publish(
     recipe: Recipe, steps: Steps, registry: Registry, mark: str, progress: Progress
 ) -> ArtifactReference:
     """Gather what the steps have found, and publish it under the fingerprint `mark`."""
-    from compute import publication
-    from compute.continuity import continue_from
+    from compute.inputs.sources import load_samples
+    from compute.report import findings as publication
+    from compute.report.continuity import continue_from
     from compute.report.provenance import facts, lineage
-    from compute.sources import load_samples
 
     stored, encoded = ActivationSet(steps.activations.open()), CodeSet(steps.codes.open())
     learned, scores = steps.dictionaries.open(), steps.dictionaries.summary["levels"]

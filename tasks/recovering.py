@@ -8,7 +8,7 @@ from prefect import task
 
 from compute.cluster import Progress
 from compute.settings import Recipe
-from storage.graphs import GRAPH_FILES
+from storage.graph.concept_graph import GRAPH_FILES
 from storage.locations import Location
 from storage.records import digest, fingerprint
 from storage.references import Reference
@@ -27,9 +27,9 @@ def recover(recipe: Recipe, activations: Reference, codes: Reference) -> Referen
     name = fingerprint("recover", RECOVER_VERSION, recipe.recover.model_dump(), upstream)
 
     def work(location: Location, progress: Progress) -> dict[str, Any]:
-        from compute.recovery import recover_from_codes
-        from storage.activations import ActivationSet
-        from storage.codes import CodeSet
+        from compute.steps.recover import recover_from_codes
+        from storage.tables.activations import ActivationSet
+        from storage.tables.codes import CodeSet
 
         graph = recover_from_codes(
             ActivationSet(activations.open()),

@@ -8,7 +8,7 @@ from typing import Any
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
 
-from storage.graphs import concept_place
+from storage.graph.concept_graph import concept_place
 from storage.locations import Location
 from storage.records import digest
 from tasks.progress import step_progress
@@ -44,7 +44,7 @@ def steer(
     """
     from compute import steering
     from compute.steering import session
-    from compute.steering.page import render_page
+    from compute.steering.session_page import render_page
     from storage.artifacts import Registry
 
     artifact = Registry((Location(store) / "artifacts").url).load(name, version)

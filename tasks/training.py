@@ -15,7 +15,7 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from compute.cluster import Progress
-from compute.models.training_settings import (
+from compute.models.own.training_settings import (
     AutoencoderSettings,
     DigitSettings,
     GrammarSettings,
@@ -25,12 +25,12 @@ from compute.models.training_settings import (
 from storage.locations import Location
 from storage.records import fingerprint
 from storage.references import Reference
-from storage.seals import seal_files
+from storage.sealing.seals import seal_files
 from tasks.once import hash_below, once
 
 if TYPE_CHECKING:
-    from compute.models.sprite_pipeline import Stage
-    from compute.models.training_loop import Progress as StageProgress
+    from compute.models.own.sprite_pipeline import Stage
+    from compute.models.own.training_loop import Progress as StageProgress
 
 __all__ = [
     "score_digit_model",
@@ -61,7 +61,7 @@ def train_sprite_part(
     name = fingerprint(f"train-{stage}", TRAIN_VERSION, settings.model_dump(), [])
 
     def work(location: Location, progress: Progress) -> dict[str, Any]:
-        from compute.models.sprite_pipeline import SpriteCheckpoints, train_sprites
+        from compute.models.own.sprite_pipeline import SpriteCheckpoints, train_sprites
 
         whole = SpriteSettings(**settings.model_dump())
         places = SpriteCheckpoints(location, location, location)
@@ -84,7 +84,7 @@ def train_sprite_model(
     name = fingerprint("train-sprites", TRAIN_VERSION, settings.model_dump(), upstream)
 
     def work(location: Location, progress: Progress) -> dict[str, Any]:
-        from compute.models.sprite_pipeline import SpriteCheckpoints, train_sprites
+        from compute.models.own.sprite_pipeline import SpriteCheckpoints, train_sprites
 
         for part in (autoencoder, text_encoder):
             for damage in part.open().find_damage():
@@ -105,8 +105,8 @@ def train_digit_model(store: str, settings: DigitSettings, every: int) -> Refere
     name = fingerprint("train-digits", TRAIN_VERSION, settings.model_dump(), [])
 
     def work(location: Location, progress: Progress) -> dict[str, Any]:
-        from compute.models.digit_pipeline import train_digits
-        from compute.models.training_loop import Checkpoints
+        from compute.models.own.digit_pipeline import train_digits
+        from compute.models.own.training_loop import Checkpoints
 
         place = Checkpoints(location / _CHECKPOINT, settings.model_dump(), every)
         pipeline = train_digits(settings, place, _steps_of(progress))
@@ -122,7 +122,7 @@ def train_grammar_model(store: str, settings: GrammarSettings, every: int) -> Re
     name = fingerprint("train-grammar", TRAIN_VERSION, settings.model_dump(), [])
 
     def work(location: Location, progress: Progress) -> dict[str, Any]:
-        from compute.worlds import grammar_model
+        from compute.models.own import grammar_model
 
         def told(step: int, steps: int, loss: float) -> None:
             progress(step, steps)
@@ -142,8 +142,8 @@ def score_sprite_model(store: str, model: Reference, drawings: int, guidance: fl
     """Draw held-out captions and read what the drawings show."""
 
     def score(folder: Path) -> _Scored:
-        from compute.models.packaged import load_text_to_image
-        from compute.models.sprite_pipeline import draw_sprites, judge_sprites
+        from compute.models.own.packaged import load_text_to_image
+        from compute.models.own.sprite_pipeline import draw_sprites, judge_sprites
 
         drawn = draw_sprites(load_text_to_image(folder), drawings, guidance=guidance)
         return _Scored(judge_sprites(drawn)._asdict(), drawn.images, drawn.captions)
@@ -156,8 +156,8 @@ def score_digit_model(store: str, model: Reference, drawings: int) -> Reference:
     """Draw digits and read what the drawings show."""
 
     def score(folder: Path) -> _Scored:
-        from compute.models.digit_pipeline import draw_digits, judge_digits
-        from compute.models.packaged import load_unconditional
+        from compute.models.own.digit_pipeline import draw_digits, judge_digits
+        from compute.models.own.packaged import load_unconditional
 
         drawn = draw_digits(load_unconditional(folder), drawings, seed=1)
         return _Scored(judge_digits(drawn)._asdict(), drawn, [])
@@ -175,7 +175,7 @@ def score_grammar_model(
     def work(location: Location, progress: Progress) -> dict[str, Any]:
         from transformers import AutoModelForCausalLM
 
-        from compute.worlds.grammar_model import grammar_world, judge_grammar_model
+        from compute.models.own.grammar_model import grammar_world, judge_grammar_model
 
         with _folder_of(model) as folder:
             loaded = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
@@ -208,7 +208,7 @@ def _score(store: str, model: Reference, settings: dict[str, Any], score: Any) -
     name = fingerprint("score", SCORE_VERSION, settings, [model.fingerprint])
 
     def work(location: Location, progress: Progress) -> dict[str, Any]:
-        from compute.pictures import mosaic, png
+        from compute.inputs.images import mosaic, png
 
         with _folder_of(model) as folder:
             scored: _Scored = score(folder)
@@ -240,7 +240,7 @@ def _show(model: Reference, score: Reference) -> None:
 
 def _save(pipeline: Any, location: Location) -> None:
     """Save a pipeline in half precision below `location`."""
-    from compute.models.packaged import save_pipeline
+    from compute.models.own.packaged import save_pipeline
 
     _write(lambda folder: save_pipeline(pipeline, folder), location)
 

@@ -9,11 +9,11 @@ from prefect import task
 
 from compute.cluster import Progress
 from compute.settings import Recipe
-from storage.graphs import GRAPH_FILES, ConceptGraph
+from storage.graph.concept_graph import GRAPH_FILES, ConceptGraph
 from storage.locations import Location
 from storage.records import canonical_json, digest, fingerprint
 from storage.references import Reference
-from storage.versions import STRIPS_FILE
+from storage.registry.versions import STRIPS_FILE
 from tasks.once import RETRIES, once
 
 __all__ = ["read_strips", "verify"]

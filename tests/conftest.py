@@ -57,7 +57,7 @@ def local_ray():
     """One Ray cluster with two CPUs for all tests that need one."""
     import ray
 
-    from compute.local_ray import loopback_only
+    from compute.machine.local_ray import loopback_only
 
     with loopback_only():
         ray.init(

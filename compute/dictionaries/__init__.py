@@ -8,19 +8,19 @@ settings are read by parts of the project that run without it.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from compute.dictionaries.settings import DictionarySettings
+from compute.dictionaries.dictionary_settings import DictionarySettings
 
 if TYPE_CHECKING:
     from compute.dictionaries.dictionary import Dictionary
     from compute.dictionaries.fit import fit_dictionary
-    from compute.dictionaries.levels import train_levels
+    from compute.dictionaries.level_training import train_levels
     from compute.dictionaries.trainer import DictionaryTrainer
 
 _HOMES = {
     "Dictionary": "compute.dictionaries.dictionary",
     "DictionaryTrainer": "compute.dictionaries.trainer",
     "fit_dictionary": "compute.dictionaries.fit",
-    "train_levels": "compute.dictionaries.levels",
+    "train_levels": "compute.dictionaries.level_training",
 }
 
 __all__ = [

@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from compute.dictionaries.dictionary import Dictionary
-from compute.dictionaries.settings import ArchitectureName, DictionarySettings
+from compute.dictionaries.dictionary_settings import ArchitectureName, DictionarySettings
 from compute.dictionaries.trainer import DictionaryTrainer
 
 
@@ -30,7 +30,7 @@ def fit_dictionary(
     x
         Activations (..., d), numpy or torch; leading axes are rows.
     n_concepts, k, steps, seed, architecture
-        See :class:`~compute.dictionaries.settings.DictionarySettings`.
+        See :class:`~compute.dictionaries.dictionary_settings.DictionarySettings`.
     device
         Where to train.
     **options

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from compute.dictionaries.architectures.base import Normalization
+from compute.dictionaries.architectures.architecture import Normalization
 
 # Attention sinks have norms hundreds of times the median; ordinary rows stay below a few medians.
 _MASSIVE = 10.0

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from compute.dictionaries.architectures import Normalization, architecture_named
 from compute.dictionaries.dictionary import Dictionary
+from compute.dictionaries.dictionary_settings import DictionarySettings
 from compute.dictionaries.normalization import estimate_normalization, estimate_whitening
-from compute.dictionaries.settings import DictionarySettings
 from compute.dictionaries.workers import ALONE, Workers
 
 # Everything else that is not a scalar has one row or number per concept.

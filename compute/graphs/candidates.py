@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.stats import chi2
 
 from compute.graphs.elimination import Basis, Moments, Path, eliminate, standardise
-from compute.graphs.parallel import in_parallel
+from compute.graphs.jobs import in_parallel
 from compute.graphs.rows import Correlations, Rows
 from compute.graphs.screening import forward_select, pick_siblings
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from compute.graphs.candidates import Candidates, elimination_path
 from compute.graphs.decision import Bar, beyond_chance
 from compute.graphs.evidence import WholeEvidence, weigh
-from compute.graphs.parallel import in_parallel
+from compute.graphs.jobs import in_parallel
 from compute.graphs.rows import Rows
 
 # An edge must be carried by more rows than this, as counted by its heteroscedasticity-consistent

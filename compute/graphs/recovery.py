@@ -9,13 +9,18 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import chi2
 
 from compute.graphs.candidates import find_candidates
-from compute.graphs.columns import FEWEST_ROWS, check_level, dense_columns, sparse_columns
 from compute.graphs.composition import form_of
 from compute.graphs.decision import Bar, beyond_chance, set_bar
 from compute.graphs.direction import kind_of
 from compute.graphs.invariance import check_environment, invariant_parts
-from compute.graphs.parallel import in_parallel, single_threaded_blas
+from compute.graphs.jobs import in_parallel, single_threaded_blas
 from compute.graphs.parents import find_parents
+from compute.graphs.regression_columns import (
+    FEWEST_ROWS,
+    check_level,
+    dense_columns,
+    sparse_columns,
+)
 from compute.graphs.result import EdgeRecovery
 from compute.graphs.rows import Correlations, DenseRows, Rows, SparseRows
 

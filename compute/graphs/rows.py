@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from compute.graphs.columns import DenseColumns, SparseColumns
-from compute.graphs.parallel import in_parallel
+from compute.graphs.jobs import in_parallel
+from compute.graphs.regression_columns import DenseColumns, SparseColumns
 
 _PRODUCT_COLUMNS = 512
 

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
-from compute.graphs.columns import FEWEST_ROWS, check_level
 from compute.graphs.invariance import check_environment
-from compute.graphs.parallel import single_threaded_blas
+from compute.graphs.jobs import single_threaded_blas
 from compute.graphs.recovery import look_at, recover_from
+from compute.graphs.regression_columns import FEWEST_ROWS, check_level
 from compute.graphs.result import EdgeRecovery
 from compute.graphs.rows import Correlations, add_products, no_products
 

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from compute.models.base import ModelAdapter
+    from compute.models.adapter import ModelAdapter
 
 __all__ = ["ADAPTERS", "load_adapter"]
 

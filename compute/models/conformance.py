@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from compute.models.base import ModelAdapter, Rows
+from compute.models.adapter import ModelAdapter, Rows
 
 Item = TypeVar("Item")
 

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from compute.models.base import Level, ModelAdapter, Rows
+from compute.models.adapter import Level, ModelAdapter, Rows
 from compute.models.denoisers import Denoiser
 from compute.models.devices import choose_device, choose_dtype, largest_batch
 from compute.models.diffusion_facts import DiffusionFacts, probe, read_json
@@ -25,7 +25,7 @@ from compute.models.hooks import (
     module_hookpoints,
 )
 from compute.models.patches import Grid, align, feature_map
-from compute.models.sources import weights_hash
+from compute.models.weight_files import weights_hash
 
 
 @dataclass(frozen=True, slots=True)

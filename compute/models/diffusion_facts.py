@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import torch
 
-from compute.models.base import Level, check_levels
+from compute.models.adapter import Level, check_levels
 from compute.models.denoisers import DENOISERS, Denoiser
 from compute.models.hooks import (
     Hookpoint,
@@ -22,7 +22,7 @@ from compute.models.hooks import (
     module_hookpoints,
 )
 from compute.models.patches import feature_map
-from compute.models.sources import Source, resolve_source
+from compute.models.weight_files import Source, resolve_source
 
 
 @dataclass(frozen=True)

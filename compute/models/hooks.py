@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from compute.models.base import Level, check_levels, slug
+from compute.models.adapter import Level, check_levels, slug
 
 Take = Literal["output", "input", "update"]
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from compute.models.base import Level, ModelAdapter, Rows
+from compute.models.adapter import Level, ModelAdapter, Rows
 from compute.models.devices import choose_device, choose_dtype, largest_batch
 from compute.models.hooks import (
     Hookpoint,
@@ -25,7 +25,7 @@ from compute.models.hooks import (
     language_hookpoints,
 )
 from compute.models.language_facts import LanguageFacts, load_config
-from compute.models.sources import Source, weights_hash
+from compute.models.weight_files import Source, weights_hash
 
 _BATCH_TOKENS = {"cpu": 1024, "cuda": 32_768}
 

@@ -12,9 +12,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from compute.models.base import Level
+from compute.models.adapter import Level
 from compute.models.hooks import Hookpoint, expand_levels, find_hookpoint, language_hookpoints
-from compute.models.sources import Source, resolve_source
+from compute.models.weight_files import Source, resolve_source
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 

@@ -7,11 +7,11 @@ Continuous variables are made sparse (:class:`HierarchicalSelectionModel`), disc
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from compute.selection.discrete import DiscreteHierarchy
-from compute.selection.rank import RankStep, nonnegative_rank, rank_evidence
+from compute.selection.discrete.hierarchy import DiscreteHierarchy
+from compute.selection.discrete.rank import RankStep, nonnegative_rank, rank_evidence
 
 if TYPE_CHECKING:
-    from compute.selection.continuous import HierarchicalSelectionModel
+    from compute.selection.continuous.hierarchical import HierarchicalSelectionModel
 
 __all__ = [
     "DiscreteHierarchy",
@@ -24,5 +24,5 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "HierarchicalSelectionModel":
-        return getattr(import_module("compute.selection.continuous"), name)
+        return getattr(import_module("compute.selection.continuous.hierarchical"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,5 +1,6 @@
 """Steering: a running model edited by its concepts, at several levels at once."""
 
+from compute.steering.concept_levels import ConceptLevel, concept_levels
 from compute.steering.context import Steering, steer
 from compute.steering.distance import Distance
 from compute.steering.edits import Edit
@@ -11,7 +12,6 @@ from compute.steering.finding import (
     saeuron_scores,
     strongest,
 )
-from compute.steering.levels import ConceptLevel, concept_levels
 from compute.steering.propagation import propagate
 from compute.steering.running import AlreadySteered
 from compute.steering.traces import Trace, trace

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from compute.steering.codes import ConceptReader
+from compute.steering.concept_levels import ConceptLevel
+from compute.steering.concept_reader import ConceptReader
 from compute.steering.distance import DistanceMeter
 from compute.steering.edits import Edit
-from compute.steering.levels import ConceptLevel
 from compute.steering.places import Moment, Rows
 from compute.steering.running import Change
 

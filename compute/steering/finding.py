@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from compute.steering.concept_levels import ConceptLevel, concept_levels, moved
 from compute.steering.editing import nearest_timestep
-from compute.steering.levels import ConceptLevel, concept_levels, moved
 from compute.steering.places import Moment, Rows, Target
 from compute.steering.running import Interventions, Probe
 

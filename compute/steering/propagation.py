@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from compute.steering.concept_levels import ConceptLevel, concept_levels, find_level
 from compute.steering.edits import Edit
-from compute.steering.levels import ConceptLevel, concept_levels, find_level
-from storage.graphs import concept_place
+from storage.graph.concept_graph import concept_place
 
 if TYPE_CHECKING:
-    from storage.graphs import ConceptGraph
+    from storage.graph.concept_graph import ConceptGraph
 
 __all__ = ["propagate"]
 

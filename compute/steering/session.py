@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 from compute.models import load_adapter
-from compute.models.base import Level
+from compute.models.adapter import Level
+from compute.steering.concept_levels import concept_levels
 from compute.steering.context import steer
 from compute.steering.distance import Distance
 from compute.steering.edits import Edit
-from compute.steering.levels import concept_levels
-from storage.graphs import concept_place
+from storage.graph.concept_graph import concept_place
 
 __all__ = ["Outcome", "Variant", "compare", "default_prompts", "generate", "load_model"]
 
@@ -175,8 +175,8 @@ def _ids(adapter: Any, text: str) -> list[int]:
 
 
 def _draw(adapter: Any, prompts: Sequence[str], seed: int) -> list[str]:
+    from compute.inputs.images import png
     from compute.models.diffusion import Prompt
-    from compute.pictures import png
 
     wanted = [Prompt(i, text, seed + i) for i, text in enumerate(prompts)]
     drawn: list[str] = []

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compute.steering.codes import ConceptReader
-from compute.steering.levels import ConceptLevel, concept_levels, find_level, moved
+from compute.steering.concept_levels import ConceptLevel, concept_levels, find_level, moved
+from compute.steering.concept_reader import ConceptReader
 from compute.steering.places import Moment, Rows, Target
 from compute.steering.running import Interventions, Probe
 

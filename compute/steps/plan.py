@@ -10,13 +10,13 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from compute.inputs.sources import Samples, Sources, look, resumed_samples, save_samples
 from compute.settings import ExtractSettings, LearnSettings, Recipe
-from compute.sources import Samples, Sources, look, resumed_samples, save_samples
-from storage.activations import ActivationPlan, LevelPlan
-from storage.condemned import read_condemned
 from storage.locations import Location
 from storage.records import fingerprint
 from storage.references import Reference
+from storage.sealing.condemned import read_condemned
+from storage.tables.activations import ActivationPlan, LevelPlan
 
 __all__ = [
     "RunPlan",

@@ -7,14 +7,14 @@ from typing import Any
 
 from compute import verification
 from compute.cluster import Progress, silent
-from compute.learning import load_dictionaries
+from compute.inputs.sources import block_reader, load_samples, model_loader
 from compute.settings import Recipe
-from compute.sources import block_reader, load_samples, model_loader
 from compute.steering import ConceptLevel
 from compute.steering.strips import steering_strips
+from compute.steps.learn import load_dictionaries
 from compute.verification.items import held_out_items
-from storage.graphs import ConceptGraph
-from storage.seals import SealedFolder
+from storage.graph.concept_graph import ConceptGraph
+from storage.sealing.seals import SealedFolder
 
 __all__ = ["VerifiedGraph", "verify_graph"]
 

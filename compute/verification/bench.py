@@ -18,7 +18,7 @@ from compute.dictionaries import Dictionary
 from compute.models.diffusion import DiffusionModel
 from compute.models.hooks import StopForward
 from compute.models.language import Context, LanguageModel
-from compute.steering.levels import ConceptLevel, concept_levels, find_level, moved
+from compute.steering.concept_levels import ConceptLevel, concept_levels, find_level, moved
 from compute.steering.places import Moment, Rows, Target
 from compute.steering.running import Change, Intervention, Interventions
 
@@ -119,7 +119,7 @@ class Bench(ABC):
         if isinstance(adapter, LanguageModel):
             return LanguageBench(adapter, target, levels, items, batch_size or 16)
         if isinstance(adapter, DiffusionModel):
-            from compute.verification.pictures import DiffusionBench
+            from compute.verification.diffusion_bench import DiffusionBench
 
             return DiffusionBench(adapter, target, levels, items, batch_size or 32)
         raise ValueError(

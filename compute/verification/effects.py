@@ -14,7 +14,7 @@ from scipy.sparse import csr_matrix
 
 from compute.verification.bench import Bench, Direction
 from compute.verification.nulls import random_edges, shuffled_edges
-from storage.graphs import ConceptGraph
+from storage.graph.concept_graph import ConceptGraph
 
 __all__ = ["EdgeScore", "Verification", "edge_matrix", "verify_edges"]
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from compute.corpus import Corpus
-from compute.sources import Samples
+from compute.inputs.corpus import Corpus
+from compute.inputs.sources import Samples
 
 __all__ = ["held_out_items"]
 
@@ -21,7 +21,7 @@ def held_out_items(
     Parameters
     ----------
     samples : corpus or gallery of the run.
-    read : gives the samples of a block, as `compute.sources.Sources.items` does.
+    read : gives the samples of a block, as `compute.inputs.sources.Sources.items` does.
     """
     corpus = isinstance(samples, Corpus)
     border = samples.n_train_windows if isinstance(samples, Corpus) else samples.n_train_samples

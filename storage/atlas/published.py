@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from storage.atlas.data import AtlasData, Concept, Edge, Level, TokenExample
-from storage.versions import STRIPS_FILE
+from storage.registry.versions import STRIPS_FILE
 
 if TYPE_CHECKING:
-    from storage.versions import Artifact
+    from storage.registry.versions import Artifact
 
 __all__ = ["published_atlas"]
 

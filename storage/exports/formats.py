@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from storage.exports.neuronpedia import ConceptDashboard
-    from storage.manifests import LevelEntry
-    from storage.versions import Artifact
+    from storage.registry.manifests import LevelEntry
+    from storage.registry.versions import Artifact
 
 __all__ = ["FORMATS", "export"]
 
@@ -57,7 +57,7 @@ def export(artifact: Artifact, form: str, folder: str | Path) -> Path:
 
 
 def _hub(artifact: Artifact) -> Files:
-    from storage.manifests import MANIFEST_FILE, SUMS_FILE
+    from storage.registry.manifests import MANIFEST_FILE, SUMS_FILE
 
     return {
         **{path: artifact.read(path) for path in artifact.files},

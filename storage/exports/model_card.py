@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from storage.manifests import LevelEntry, Manifest
+from storage.registry.manifests import LevelEntry, Manifest
 
 __all__ = ["model_card"]
 

@@ -4,7 +4,7 @@ A concept graph becomes an attribution graph: observed variables are its embeddi
 order, the tokens of its "prompt"), concepts are its features, and what a concept's parts leave
 unexplained is an error node of its own that points at the concept. Their format has no place for
 confidence, stability and verdict: leave out weak or refuted edges beforehand, with
-:meth:`storage.graphs.ConceptGraph.subgraph`.
+:meth:`storage.graph.concept_graph.ConceptGraph.subgraph`.
 
 Dashboards are the rows that Neuronpedia's bulk import takes, one folder per dictionary.
 """
@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
 
-from storage.graphs import ConceptGraph
+from storage.graph.concept_graph import ConceptGraph
 from storage.locations import check_name
 from storage.records import digest
 

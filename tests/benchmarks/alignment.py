@@ -4,10 +4,10 @@
 
 A world of vectors is sampled and learnt twice, with other rows and another seed of learning. Each
 night's concepts are matched with the true directions, so that it is known which true concept every
-one of them is; then ``storage.alignment.align`` says which of the second night is which of the
-first, by directions and by the codes of the second night's rows, as a run does. With ``replaced`` a
-tenth of the true concepts of each level are absent from the first night's activations, and another
-tenth from the second's. A row of the CSV is one level:
+one of them is; then ``storage.graph.alignment.align`` says which of the second night is which of
+the first, by directions and by the codes of the second night's rows, as a run does. With
+``replaced`` a tenth of the true concepts of each level are absent from the first night's
+activations, and another tenth from the second's. A row of the CSV is one level:
 
 - ``found``: share of a night's true concepts that learning found at all (|cosine| of .7 or more
   under the best matching), mean of the nights;
@@ -32,10 +32,10 @@ import torch
 from identifiability import mean_active, write
 
 from compute.dictionaries import fit_dictionary
-from compute.dictionaries.metrics import match_directions
+from compute.dictionaries.evaluation import match_directions
 from compute.selection import HierarchicalSelectionModel
 from compute.worlds import SelectionWorld
-from storage.alignment import Alignment, align
+from storage.graph.alignment import Alignment, align
 
 RESULTS = Path(__file__).parent / "results"
 FIELDS = ("learner", "world", "replaced", "seed", "level")

@@ -43,8 +43,8 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import entropy
 
 from compute.selection import DiscreteHierarchy, nonnegative_rank
-from compute.selection.latent_class import LatentClass, choose_latent_class, distinct_rows
-from compute.worlds.tables import RankTable, TableWorld
+from compute.selection.discrete.latent_class import LatentClass, choose_latent_class, distinct_rows
+from compute.worlds.table_world import RankTable, TableWorld
 
 SAMPLES = 20_000
 RANKS = range(1, 7)

@@ -5,10 +5,10 @@
 The bare loop calls the same layers of the same model (truncated after the last hook) on the same
 batches with the same number of threads, without hooks, and throws the activations away; for a
 diffusion model it is the pipeline itself, drawing the same prompts from the same noise. Extraction
-is `compute.extraction.write_activations` on one Ray worker: hooks, conversion, staging, shuffling,
-checksummed Zarr shards, sealing. The worker's start and the loading of the model, which both sides
-pay once, are outside the clock of both: extraction is timed from its first block to its seal.
-Writes ``results/extraction.csv``, ratios from one run, medians over the repeats.
+is `compute.steps.extract.write_activations` on one Ray worker: hooks, conversion, staging,
+shuffling, checksummed Zarr shards, sealing. The worker's start and the loading of the model, which
+both sides pay once, are outside the clock of both: extraction is timed from its first block to its
+seal. Writes ``results/extraction.csv``, ratios from one run, medians over the repeats.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
 
 def planned(recipe: str, settings: list[str]) -> tuple[Any, Any, Any]:
     """What reads the blocks of a recipe, what loads its model, and the plan of its rows."""
-    from compute.sources import block_reader, model_loader
+    from compute.inputs.sources import block_reader, model_loader
     from compute.steps.plan import activation_plan, prepare
     from flows.recipe import load_recipe
 
@@ -146,8 +146,8 @@ def _draw(adapter: Any) -> Any:
 
 def extraction(recipe: str, settings: list[str], threads: int) -> float:
     """Seconds from the first block's end to the seal, and that block's share."""
-    from compute.extraction import write_activations
     from compute.settings import ResourceSettings
+    from compute.steps.extract import write_activations
     from storage.locations import Location
 
     read, load, plan = planned(recipe, settings)

@@ -50,8 +50,8 @@ import numpy as np
 import torch
 
 from compute.dictionaries import fit_dictionary
+from compute.dictionaries.evaluation import match_directions
 from compute.dictionaries.fit import shuffled_batches
-from compute.dictionaries.metrics import match_directions
 from compute.graphs import recover_edges
 from compute.selection import HierarchicalSelectionModel
 from compute.worlds import SelectionWorld

@@ -28,12 +28,12 @@ import torch
 from identifiability import METHODS as ALL
 from identifiability import RESULTS, Problem, Scale
 
-from compute.dictionaries.metrics import consistency, match_directions
-from compute.learning import norm_bounds
+from compute.dictionaries.evaluation import consistency, match_directions
 from compute.settings import LearnSettings
+from compute.steps.learn import norm_bounds
 from compute.worlds import SelectionWorld
 from storage.locations import Location
-from storage.opening import open_table
+from storage.tables.opening import open_table
 
 METHODS = ("independent", "saelens topk", "saelens matryoshka", "random decoder")
 FIELDS = ("method", "seed", "mcc", "seconds", "consistency")

@@ -34,9 +34,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from storage.activations import ActivationPlan, ActivationSet, ActivationWriter, LevelPlan
-from storage.loader import ActivationLoader
 from storage.locations import Location
+from storage.tables.activations import ActivationPlan, ActivationSet, ActivationWriter, LevelPlan
+from storage.tables.loader import ActivationLoader
 
 RESULTS = Path(__file__).parent / "results" / "loader.csv"
 WIDTH, BATCH, SHARD, CONTEXT = 256, 4096, 16_384, 128

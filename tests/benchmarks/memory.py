@@ -26,8 +26,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from storage.activations import ActivationPlan, ActivationSet, ActivationWriter, LevelPlan
 from storage.locations import Location
+from storage.tables.activations import ActivationPlan, ActivationSet, ActivationWriter, LevelPlan
 
 RESULTS = Path(__file__).parent / "results" / "memory.csv"
 SIZES = (20_000, 400_000)
@@ -68,7 +68,7 @@ def extraction(url: str, n_rows: int) -> None:
 
 
 def loader(url: str, n_rows: int) -> None:
-    from storage.loader import ActivationLoader
+    from storage.tables.loader import ActivationLoader
 
     batches = iter(
         ActivationLoader(ActivationSet(Location(url)), levels=["low"], batch_size=4096, seed=0)
@@ -78,13 +78,13 @@ def loader(url: str, n_rows: int) -> None:
 
 
 def statistics(url: str, n_rows: int) -> None:
-    from compute.statistics import moments
+    from compute.steps.statistics import moments
 
     moments(ActivationSet(Location(url)), "low")
 
 
 def doctor(url: str, n_rows: int) -> None:
-    from storage.doctor import find_damage
+    from storage.care.doctor import find_damage
 
     damage = find_damage(ActivationSet(Location(url)))
     if damage:

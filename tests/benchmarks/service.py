@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from storage.artifacts import Registry
-from storage.graphs import ConceptGraph, concept_ids
+from storage.graph.concept_graph import ConceptGraph, concept_ids
 
 CLIENTS = 8
 RESULTS = Path(__file__).parent / "results" / "service.csv"

@@ -22,7 +22,7 @@ import torch
 from compute.dictionaries import Dictionary
 from compute.models.language import LanguageModel
 from compute.steering import ConceptLevel, Edit, steer
-from compute.steering.codes import ConceptReader
+from compute.steering.concept_reader import ConceptReader
 
 RESULTS = Path(__file__).parent / "results" / "steering_overhead.csv"
 TEXT = "The ferry leaves the harbour at seven and crosses the bay in about forty minutes. "

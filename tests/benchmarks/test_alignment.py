@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from storage.alignment import Alignment
+from storage.graph.alignment import Alignment
 
 
 @pytest.fixture

@@ -2,9 +2,9 @@
 
     python tests/benchmarks/trained_models.py [--models grammar sprites] [--methods …] [--seeds 3]
 
-- ``grammar``: a GPT-2 trained anew for every seed's world (`compute/worlds/grammar_model.py`); the
-  residual stream after each block against the symbol that stands at a position, the phrase and the
-  sentence that are complete there.
+- ``grammar``: a GPT-2 trained anew for every seed's world (`compute/models/own/grammar_model.py`);
+  the residual stream after each block against the symbol that stands at a position, the phrase and
+  the sentence that are complete there.
 - ``sprites``: the project's own StableDiffusionPipeline; the place and moments of
   ``unlearning.py``, codes averaged over the patches of a slot, against its parts and colour at the
   lowest level, and its object and colour at the others. A seed draws other captions.
@@ -35,9 +35,9 @@ import torch
 from identifiability import RESULTS, Problem, Scale
 from scipy.optimize import linear_sum_assignment
 
-from compute.models.training_settings import GrammarSettings
-from compute.selection.level import least_squares
-from compute.worlds.grammar_model import grammar_activations, grammar_world, train_grammar_model
+from compute.models.own.grammar_model import grammar_activations, grammar_world, train_grammar_model
+from compute.models.own.training_settings import GrammarSettings
+from compute.selection.continuous.level import least_squares
 from storage.locations import Location
 
 FIELDS = ("model", "method", "seed", "level_1", "level_2", "level_3", "cpu_seconds")

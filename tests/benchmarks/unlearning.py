@@ -54,7 +54,7 @@ import torch
 
 from compute.dictionaries import Dictionary, fit_dictionary
 from compute.graphs import recover_edges
-from compute.models.training import draw
+from compute.models.own.diffusion_training import draw
 from compute.steering import ConceptLevel, Edit, saeuron_scores, steer
 from compute.steering.places import Target
 from compute.steering.running import Interventions
@@ -90,7 +90,7 @@ class Recorded(NamedTuple):
 def load():
     """The project's own sprite model."""
     import compute.pretrained.sprites as sprites
-    from compute.models.packaged import load_text_to_image
+    from compute.models.own.packaged import load_text_to_image
 
     return load_text_to_image(Path(sprites.__path__[0]))
 

@@ -29,7 +29,7 @@ from scipy.sparse import csr_matrix
 from compute.dictionaries import fit_dictionary
 from compute.graphs import recover_edges
 from compute.models import load_adapter
-from compute.models.base import Level
+from compute.models.adapter import Level
 from compute.models.diffusion import Prompt
 from compute.steering import ConceptLevel
 from compute.verification import (
@@ -41,7 +41,7 @@ from compute.verification import (
 )
 from compute.verification.effects import edge_matrix
 from compute.worlds.sprites import SpriteWorld
-from storage.graphs import ConceptGraph
+from storage.graph.concept_graph import ConceptGraph
 
 RESULTS = Path(__file__).parent / "results" / "verification.csv"
 SOURCE = "package:compute.pretrained.sprites"

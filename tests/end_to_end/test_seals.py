@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 from flows.build import build
 from flows.cli import app
 from storage.artifacts import Registry
-from storage.damage import CorruptFile, Damaged
-from storage.doctor import examine, examine_registry, step_folders
+from storage.care.doctor import examine, examine_registry, step_folders
 from storage.locations import Location
 from storage.references import RECORD_FILES, Reference
+from storage.sealing.damage import CorruptFile, Damaged
 from tests.end_to_end.damage import KINDS, copied, damaged
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(900)]
@@ -129,7 +129,7 @@ def test_a_flipped_exponent_is_told_as_damage(store):
     """It used to be told as a training that has diverged."""
     from safetensors import safe_open
 
-    from compute.learning import load_dictionaries, read_norm_bounds
+    from compute.steps.learn import load_dictionaries, read_norm_bounds
 
     (learn,) = store.glob("learn/*")
     reference = Reference.find(Location(str(learn)))

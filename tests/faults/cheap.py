@@ -19,8 +19,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from storage.activations import ActivationPlan, ActivationWriter, LevelPlan
 from storage.locations import Location
+from storage.tables.activations import ActivationPlan, ActivationWriter, LevelPlan
 
 N_BLOCKS, BLOCK_ROWS, SHARD_ROWS = 12, 100, 128
 
@@ -105,8 +105,8 @@ def load(folder, pause=0.0):
 
 
 def write(url, folder, *, workers=1, pause=0.0, n_blocks=N_BLOCKS):
-    from compute.extraction import write_activations
     from compute.settings import ResourceSettings
+    from compute.steps.extract import write_activations
 
     return write_activations(
         Location(url),

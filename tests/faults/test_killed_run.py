@@ -68,7 +68,7 @@ def test_sigkill_during_extraction(tiny_recipe, tmp_path, strata, prefect_home, 
 LIVING = """
 import sys
 from compute.cluster import connect
-from compute.leftovers import owned_folder
+from compute.machine.leftovers import owned_folder
 connect()
 import ray
 print(owned_folder(), flush=True)

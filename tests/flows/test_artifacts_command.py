@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from flows.cli import app
 from storage.artifacts import Registry
 from storage.exports.saelens import read_saelens_folder, to_saelens
-from storage.graphs import ConceptGraph
+from storage.graph.concept_graph import ConceptGraph
 
 RNG = np.random.default_rng(0)
 DIRECTIONS = np.linalg.qr(RNG.normal(size=(16, 16)))[0].astype(np.float32)

@@ -6,7 +6,7 @@ import pytest
 
 from storage.locations import Location
 from storage.references import Reference
-from tests.storage.test_activations import make_plan, write
+from tests.storage.tables.test_activations import make_plan, write
 
 
 @pytest.mark.parametrize(

@@ -197,7 +197,7 @@ def test_kustomize_builds_both():
 
 
 def test_monitoring_asks_for_metrics_that_exist():
-    from flows.metrics import METRICS
+    from flows.prometheus import METRICS
 
     known = {*METRICS, "ray_strata_rows_total"}
     dashboard = json.loads((INFRA / "monitoring" / "dashboards" / "strata.json").read_text())

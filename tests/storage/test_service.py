@@ -8,7 +8,7 @@ from base64 import b64encode
 import pytest
 
 from storage.artifacts import Registry
-from storage.graphs import ConceptGraph
+from storage.graph.concept_graph import ConceptGraph
 from storage.service import create_app, serve
 
 GRAPH = ConceptGraph.from_columns(

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from storage.artifacts import Registry
-from storage.graphs import ConceptGraph
+from storage.graph.concept_graph import ConceptGraph
 from tasks import announcing
 
 pytestmark = pytest.mark.server

@@ -1,6 +1,6 @@
 """Model and inputs are looked at once in a run, whatever steps it takes."""
 
-from compute.inputs import read_documents
+from compute.inputs.documents import read_documents
 from compute.settings import Recipe
 from compute.steps import plan
 from flows.build import run_steps
@@ -16,7 +16,7 @@ def test_documents_are_read_once(tiny_recipe, tmp_path, prefect_home, local_ray,
         reads.append(inputs)
         return read_documents(inputs)
 
-    monkeypatch.setattr("compute.sources.read_documents", counted)
+    monkeypatch.setattr("compute.inputs.sources.read_documents", counted)
     recipe = Recipe.model_validate(tiny_recipe | {"store": str(tmp_path)})
 
     @flow

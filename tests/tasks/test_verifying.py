@@ -6,7 +6,7 @@ from compute.settings import VerifySettings
 def test_verdicts_are_written_and_the_step_is_done_once(built, recipe):
     from prefect import flow
 
-    from storage.graphs import ConceptGraph
+    from storage.graph.concept_graph import ConceptGraph
     from tasks.verifying import read_strips, verify
 
     settings = VerifySettings(

@@ -1,12 +1,12 @@
 """The architectures of a dictionary, one file each."""
 
-from compute.dictionaries.architectures.base import Architecture, Gradients, Normalization
+from compute.dictionaries.architectures.architecture import Architecture, Gradients, Normalization
 from compute.dictionaries.architectures.batchtopk import BatchTopK
 from compute.dictionaries.architectures.gated import Gated
 from compute.dictionaries.architectures.jumprelu import JumpReLU
 from compute.dictionaries.architectures.matryoshka import Matryoshka
 from compute.dictionaries.architectures.topk import TopK
-from compute.dictionaries.settings import ArchitectureName
+from compute.dictionaries.dictionary_settings import ArchitectureName
 
 _KNOWN: tuple[Architecture, ...] = (TopK(), BatchTopK(), JumpReLU(), Matryoshka(), Gated())
 _REGISTRY: dict[str, Architecture] = {known.name: known for known in _KNOWN}

@@ -6,10 +6,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from compute.dictionaries.architectures.base import Normalization, Tensors
+from compute.dictionaries.architectures.architecture import Normalization, Tensors
 from compute.dictionaries.architectures.linear import LinearEncoder
+from compute.dictionaries.dictionary_settings import ArchitectureName, DictionarySettings
 from compute.dictionaries.kernels import Entries, entries_from_mask, largest
-from compute.dictionaries.settings import ArchitectureName, DictionarySettings
 
 # How fast the threshold forgets: a memory of about thirty batches.
 _RATE = 0.03

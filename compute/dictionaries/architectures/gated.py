@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from compute.dictionaries.architectures.base import (
+from compute.dictionaries.architectures.architecture import (
     Architecture,
     Gradients,
     Normalization,
@@ -21,13 +21,13 @@ from compute.dictionaries.architectures.linear import (
     weight_gradients,
     with_auxiliary,
 )
+from compute.dictionaries.dictionary_settings import DictionarySettings
 from compute.dictionaries.kernels import (
     decode_entries,
     entries_from_mask,
     entry_products,
     sum_values,
 )
-from compute.dictionaries.settings import DictionarySettings
 
 # How fast the penalty follows the number of active concepts.
 _RATE = 0.02

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from compute.dictionaries.architectures.base import Normalization, Tensors
+from compute.dictionaries.architectures.architecture import Normalization, Tensors
 from compute.dictionaries.architectures.batchtopk import batch_threshold
 from compute.dictionaries.architectures.linear import LinearEncoder, encode
+from compute.dictionaries.dictionary_settings import DictionarySettings
 from compute.dictionaries.kernels import Entries, entries_from_mask, sum_values
-from compute.dictionaries.settings import DictionarySettings
 
 # Width of the kernel that estimates the density of pre-activations at the threshold, as a share of
 # the first threshold, which sets the scale.

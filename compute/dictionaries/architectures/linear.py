@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from compute.dictionaries.architectures.base import (
+from compute.dictionaries.architectures.architecture import (
     Architecture,
     Gradients,
     Normalization,
@@ -15,6 +15,7 @@ from compute.dictionaries.architectures.base import (
     folded,
     unit_rows,
 )
+from compute.dictionaries.dictionary_settings import DictionarySettings
 from compute.dictionaries.kernels import (
     Entries,
     affine,
@@ -26,7 +27,6 @@ from compute.dictionaries.kernels import (
     sum_by_concept,
     sum_values,
 )
-from compute.dictionaries.settings import DictionarySettings
 
 _ROW_STRIDE = 4
 

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from compute.dictionaries.architectures.base import Tensors
+from compute.dictionaries.architectures.architecture import Tensors
 from compute.dictionaries.architectures.batchtopk import BatchTopK
 from compute.dictionaries.architectures.linear import Reconstruction
+from compute.dictionaries.dictionary_settings import DictionarySettings
 from compute.dictionaries.kernels import Entries, decode_entries, entry_products
-from compute.dictionaries.settings import DictionarySettings
 
 
 class Matryoshka(BatchTopK):

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from compute.dictionaries.architectures.base import Normalization, Tensors
+from compute.dictionaries.architectures.architecture import Normalization, Tensors
 from compute.dictionaries.architectures.linear import LinearEncoder
+from compute.dictionaries.dictionary_settings import DictionarySettings
 from compute.dictionaries.kernels import Entries, entries_from_top, largest
-from compute.dictionaries.settings import DictionarySettings
 
 
 class TopK(LinearEncoder):

@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from compute.dictionaries import Dictionary, DictionarySettings, DictionaryTrainer, fit_dictionary
 from compute.dictionaries.architectures import Normalization, architecture_named
-from compute.dictionaries.metrics import match_directions
+from compute.dictionaries.evaluation import match_directions
 from compute.dictionaries.normalization import estimate_whitening, signal_rank
 
 WHITENED = ("batchtopk", "jumprelu", "matryoshka", "gated")

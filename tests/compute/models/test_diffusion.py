@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from compute.models.base import Level
+from compute.models.adapter import Level
 from compute.models.conformance import check_adapter
 from compute.models.diffusion import DiffusionModel, Image, Prompt
 from compute.models.hooks import stream_in, stream_out

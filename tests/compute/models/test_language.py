@@ -5,10 +5,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from compute.models.base import Level
+from compute.models.adapter import Level
 from compute.models.conformance import check_adapter
 from compute.models.language import Context, LanguageModel, contexts
-from compute.models.sources import weights_hash
+from compute.models.weight_files import weights_hash
 
 TEXTS = [
     "the cat sat on the mat and then it ran",

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from compute.inputs.sources import look
 from compute.models.hooks import find_hookpoint, language_hookpoints, module_hookpoints
-from compute.sources import look
 from flows.recipe import load_recipe, recipe_names
 
 LARGE = ("gemma2-2b", "llama3-8b", "sd14", "sdxl-turbo", "flux-schnell")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from compute.steering import ConceptLevel, Edit, propagate
-from storage.graphs import ConceptGraph
+from storage.graph.concept_graph import ConceptGraph
 from tests.compute.steering.conftest import random_dictionary
 
 # A house is a box and a triangle, a car a box and wheels, a street a house and a car.

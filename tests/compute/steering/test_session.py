@@ -3,8 +3,8 @@
 import pytest
 
 from compute.steering import Edit, concept_levels
-from compute.steering.page import render_page
 from compute.steering.session import Variant, compare, default_prompts, load_model
+from compute.steering.session_page import render_page
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_variants_are_compared_on_the_same_prompts(artifact, adapter):
 
 
 def test_the_flow_writes_a_page(artifact, recipe, prefect_home):
-    from flows.steering import SteerParameters, steer
+    from flows.steer_flow import SteerParameters, steer
 
     concept = next(n for n in artifact.graph.nodes.to_pylist() if n["level"] == 2)["id"]
     told = steer(

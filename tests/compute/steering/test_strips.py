@@ -7,13 +7,13 @@ import pytest
 from scipy.sparse import csr_matrix
 
 from compute.models import load_adapter
-from compute.models.base import Level
+from compute.models.adapter import Level
 from compute.models.diffusion import Image, Prompt
 from compute.models.language import Context
 from compute.steering import ConceptLevel
 from compute.steering.strips import _prompt, steering_strips, strong_concepts
 from compute.verification import Pool
-from storage.graphs import ConceptGraph
+from storage.graph.concept_graph import ConceptGraph
 from tests.compute.steering.conftest import random_dictionary
 
 N = 48

@@ -18,7 +18,7 @@ from compute.verification import (
     verify_edges,
 )
 from compute.verification.bench import LanguageBench
-from storage.graphs import ConceptGraph
+from storage.graph.concept_graph import ConceptGraph
 from tests.compute.steering.conftest import quiet, random_dictionary
 from tests.tiny_models import tiny_language_model
 

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from compute.models.digit_pipeline import judge_digits
+from compute.models.own.digit_pipeline import judge_digits
 from compute.worlds import digits as module
 from compute.worlds.digit_reader import read_digits
 from compute.worlds.digits import digits

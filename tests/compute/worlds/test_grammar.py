@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from compute.models.training_settings import GrammarSettings
-from compute.worlds import SelectionWorld
-from compute.worlds.grammar_model import (
+from compute.models.own.grammar_model import (
     grammar_activations,
     grammar_world,
     judge_grammar_model,
     train_grammar_model,
 )
+from compute.models.own.training_settings import GrammarSettings
+from compute.worlds import SelectionWorld
 from storage.locations import Location
 
 

@@ -8,7 +8,7 @@ import yaml
 
 from storage.artifacts import Registry
 from storage.exports.model_card import model_card
-from storage.manifests import FileEntry, LevelEntry, Manifest, content_hash
+from storage.registry.manifests import FileEntry, LevelEntry, Manifest, content_hash
 
 FILES = {
     "dictionaries/low/cfg.json": FileEntry(sha256="0" * 64, bytes=1),

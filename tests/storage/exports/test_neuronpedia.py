@@ -16,7 +16,7 @@ from storage.exports.neuronpedia import (
     to_dashboards,
     to_neuronpedia_graph,
 )
-from storage.graphs import ConceptGraph
+from storage.graph.concept_graph import ConceptGraph
 
 
 def typed(kind, **properties):

@@ -1,0 +1,1 @@
+"""The models that Strata trains itself: sprites, digits and a grammar."""

@@ -1,0 +1,1 @@
+"""Hierarchical selection models of continuous levels."""

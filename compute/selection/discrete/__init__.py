@@ -1,0 +1,1 @@
+"""Hierarchies of discrete variables, recovered by compression."""

@@ -1,0 +1,164 @@
+"""Recovery of the concept graph from codes: observed variables → level 1 → … → level L."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import vstack
+
+from compute.cluster import Progress, connect, ended, next_ready, silent
+from compute.settings import RecoverSettings, ResourceSettings
+from compute.steps.observed import ObservedVariables
+from storage.graph.concept_graph import ConceptGraph, concept_ids
+from storage.tables.activations import ActivationSet
+from storage.tables.codes import CodeSet
+
+__all__ = ["recover_from_codes", "recover_graph"]
+
+
+def recover_from_codes(
+    activations: ActivationSet,
+    codes: CodeSet,
+    settings: RecoverSettings,
+    *,
+    resources: ResourceSettings,
+    progress: Progress = silent,
+) -> ConceptGraph:
+    """Recover the graph of a run from its finished activation and code sets.
+
+    Observed variables and the frequencies of concepts are read from the sets themselves; the rest
+    is :func:`recover_graph`.
+    """
+    from compute.inputs.sources import load_samples
+    from compute.steps.encode import read_summary
+    from compute.steps.observed import observed_variables
+
+    summaries = [read_summary(codes, level) for level in codes.levels]
+    return recover_graph(
+        activations,
+        codes,
+        observed_variables(activations, codes, load_samples(activations.files), settings),
+        [summary.counts / max(1, summary.rows) for summary in summaries],
+        settings,
+        resources=resources,
+        progress=progress,
+    )
+
+
+def recover_graph(
+    activations: ActivationSet,
+    codes: CodeSet,
+    observed: ObservedVariables,
+    frequencies: Sequence[npt.NDArray[np.float64]],
+    settings: RecoverSettings,
+    *,
+    resources: ResourceSettings,
+    progress: Progress = silent,
+) -> ConceptGraph:
+    """Recover the edges between adjacent levels and from observed variables to level 1.
+
+    Each pair of levels is one Ray task. Only kept training rows are used.
+
+    Parameters
+    ----------
+    frequencies : sequence of array (n_concepts,)
+        Per level, the share of rows in which each concept is active; concepts that never are get
+        no node.
+    progress : callable
+        Told the pairs of levels that are done, and all of them.
+
+    Returns
+    -------
+    ConceptGraph
+        Observed variables without an edge are left out; all active concepts are in.
+    """
+    import ray
+
+    pairs = list(enumerate(zip((None, *codes.levels[:-1]), codes.levels, strict=True)))
+    connect()
+    task = ray.remote(max_retries=3, num_cpus=resources.cpus)(_recover_pair)
+    running = {
+        task.remote(activations, codes, observed, part, whole, settings): number
+        for number, (part, whole) in pairs
+    }
+    found: dict[int, dict[str, Any]] = {}
+    progress(0, len(pairs))
+    with ended(list(running)):
+        while running:
+            ready = next_ready(list(running))
+            found[running.pop(ready)] = ray.get(ready)
+            progress(len(found), len(pairs))
+    edges: dict[str, list[Any]] = {name: [] for name in _EDGE_COLUMNS}
+    nodes: dict[str, list[Any]] = {name: [] for name in _NODE_COLUMNS}
+    used = np.unique(found[0]["part"])
+    _add_nodes(nodes, 0, used, label=[observed.labels[i] for i in used])
+    for number, _ in pairs:
+        pair, level = found[number], number + 1
+        alive = np.flatnonzero(frequencies[number] > 0)
+        _add_nodes(
+            nodes,
+            level,
+            alive,
+            frequency=frequencies[number][alive],
+            kind=pair["kind"][alive],
+            form=pair["form"][alive],
+            unexplained=pair["unexplained"][alive],
+        )
+        edges["source"] += concept_ids(level - 1, pair["part"])
+        edges["target"] += concept_ids(level, pair["whole"])
+        for name in _EDGE_COLUMNS[2:]:
+            edges[name] += pair[name].tolist()
+    return ConceptGraph.from_columns(nodes, edges)
+
+
+_EDGE_COLUMNS = ("source", "target", "strength", "confidence", "sign", "stability")
+_NODE_COLUMNS = ("level", "index", "label", "frequency", "kind", "form", "unexplained")
+
+
+def _add_nodes(
+    nodes: dict[str, list[Any]], level: int, index: npt.NDArray[Any], **columns: Any
+) -> None:
+    for name in _NODE_COLUMNS:
+        if name == "level":
+            nodes[name] += [level] * len(index)
+        elif name == "index":
+            nodes[name] += index.tolist()
+        else:
+            given = columns.get(name, [None] * len(index))
+            nodes[name] += given.tolist() if isinstance(given, np.ndarray) else list(given)
+
+
+def _recover_pair(
+    activations: ActivationSet,
+    codes: CodeSet,
+    observed: ObservedVariables,
+    part: str | None,
+    whole: str,
+    settings: RecoverSettings,
+) -> dict[str, Any]:
+    from compute.graphs import recover_edges
+
+    parts, wholes = [], []
+    for start, stop, matrix in codes.blocks(whole, "train"):
+        kept = codes.kept(start, stop)
+        wholes.append(matrix[kept])
+        if part is None:
+            sample = activations.index("sample", start, stop)[kept]
+            parts.append(observed.matrix(activations.index("observed", start, stop)[kept], sample))
+        else:
+            parts.append(codes.matrix(part, start, stop)[kept])
+    result = recover_edges(vstack(parts).tocsr(), vstack(wholes).tocsr(), seed=settings.seed)
+    return {
+        "part": result.part,
+        "whole": result.whole,
+        "strength": result.edge_strength,
+        "confidence": result.edge_confidence,
+        "sign": result.edge_sign,
+        "stability": result.edge_stability,
+        "kind": result.kind,
+        "form": result.form,
+        "unexplained": result.unexplained,
+    }

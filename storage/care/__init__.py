@@ -1,0 +1,1 @@
+"""Looking for damage in a store, and mending it."""

@@ -1,0 +1,1 @@
+"""What stands behind the registry of artifacts: versions, records, signatures, retention."""

@@ -1,0 +1,1 @@
+"""Seals: files and folders that are checked whenever they are read."""

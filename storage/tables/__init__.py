@@ -1,0 +1,1 @@
+"""Sealed, checksummed tables: activation sets and code sets."""

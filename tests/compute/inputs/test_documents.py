@@ -1,0 +1,60 @@
+"""Documents are read in a fixed order from files, folders and what Python brings."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from compute.inputs.documents import documents_hash, read_documents
+from compute.settings import InputSettings
+
+
+def read(source, **options):
+    return read_documents(InputSettings(text=str(source), **options))
+
+
+def test_the_builtin_text():
+    documents = read("builtin:python-topics")
+    assert len(documents) > 50
+    assert sum(len(d.text) for d in documents) > 400_000
+    assert documents == read("builtin:python-topics")
+
+
+def test_files_of_every_kind(tmp_path):
+    (tmp_path / "b.txt").write_text("two")
+    (tmp_path / "a.md").write_text("one")
+    (tmp_path / "skip.bin").write_bytes(b"\0")
+    lines = [{"text": "three", "other": 1}, {"text": "four"}]
+    (tmp_path / "c.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    pq.write_table(pa.table({"body": ["five"], "text": ["six"]}), tmp_path / "d.parquet")
+    assert [d.text for d in read(tmp_path)] == ["one", "two", "three", "four", "six"]
+    assert [d.text for d in read(tmp_path / "d.parquet", column="body")] == ["five"]
+
+
+def test_the_hash_sees_every_change(tmp_path):
+    (tmp_path / "a.txt").write_text("ab")
+    (tmp_path / "b.txt").write_text("c")
+    before = documents_hash(read(tmp_path))
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "b.txt").write_text("bc")
+    assert documents_hash(read(tmp_path)) != before
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "column", "message"),
+    [
+        ("x.pdf", "text", "text", "is of no known kind"),
+        ("x.jsonl", '{"a": 1}', "text", "inputs.column 'text' is missing in line 1"),
+        ("x.txt", "  \n ", "text", "holds no text"),
+    ],
+)
+def test_unreadable_sources_are_refused(tmp_path, name, content, column, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read(tmp_path / name, column=column)
+
+
+def test_an_unknown_builtin_is_refused():
+    with pytest.raises(ValueError, match="is unknown"):
+        read("builtin:nope")

@@ -1,0 +1,85 @@
+"""What Prometheus reads of runs and artifacts."""
+
+import json
+import threading
+import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from flows.prometheus import render_metrics
+from storage.artifacts import Registry
+
+RUNS = [{"flow_id": "f", "state_name": "Completed"}] * 250
+RUNS += [{"flow_id": "f", "state_name": "Late"}, {"flow_id": "g", "state_name": None}]
+
+
+class Api(BaseHTTPRequestHandler):
+    """As much of the Prefect API as is asked."""
+
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path == "/api/flows/filter":
+            found = [{"id": "f", "name": 'night"ly'}]
+        else:
+            found = RUNS[asked["offset"] : asked["offset"] + asked["limit"]]
+        body = json.dumps(found).encode()
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_runs_are_counted_over_all_pages(tmp_path):
+    with ThreadingHTTPServer(("127.0.0.1", 0), Api) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        text = render_metrics(f"http://127.0.0.1:{server.server_port}/api", str(tmp_path))
+        server.shutdown()
+    lines = text.splitlines()
+    assert 'strata_flow_runs{flow="night\\"ly",state="completed"} 250' in lines
+    assert 'strata_flow_runs{flow="night\\"ly",state="late"} 1' in lines
+    assert 'strata_flow_runs{flow="?",state="unknown"} 1' in lines
+    assert "strata_up 1" in lines
+
+
+def test_an_absent_api_is_said_and_does_not_hide_the_artifacts(tmp_path):
+    registry = Registry(f"file://{tmp_path}/artifacts")
+    level = {"level": 1, "name": "layer-01", "n_concepts": 4, "d": 2}
+    registry.publish(
+        "words",
+        {"dictionaries/layer-01/cfg.json": b"{}"},
+        fingerprint="a" * 16,
+        levels=[level | {"metrics": {"explained_variance": 0.75, "dead_share": 0.0}}],
+    )
+    lines = render_metrics("http://127.0.0.1:9/api", str(tmp_path)).splitlines()
+    assert "strata_up 0" in lines
+    assert 'strata_artifact_versions{name="words"} 1' in lines
+    assert 'strata_artifact_explained_variance{name="words",level="layer-01"} 0.75' in lines
+
+
+def test_the_server_answers(tmp_path, monkeypatch):
+    from flows import prometheus as metrics
+
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    ready = threading.Event()
+    opened = []
+
+    class Server(ThreadingHTTPServer):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            opened.append(self)
+            ready.set()
+
+    monkeypatch.setattr(metrics, "ThreadingHTTPServer", Server)
+    thread = threading.Thread(
+        target=metrics.serve_metrics, args=("127.0.0.1", 0, str(tmp_path)), daemon=True
+    )
+    thread.start()
+    assert ready.wait(10)
+    url = f"http://127.0.0.1:{opened[0].server_port}"
+    with urllib.request.urlopen(f"{url}/health", timeout=10) as answer:
+        assert answer.read() == b"ok\n"
+    with urllib.request.urlopen(f"{url}/metrics", timeout=10) as answer:
+        assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+    opened[0].shutdown()
+    thread.join(10)
