@@ -81,10 +81,10 @@ def signal_rank(variances: NDArray[np.float64], n_rows: int) -> int:
     ranks = np.arange(1, d)
     left = d - ranks
     numbers = d * ranks - ranks * (ranks - 1) / 2 + 1
-    worth = -0.5 * n_rows * (signal[:-1] + left * np.log(rest[1:] / left))
-    worth -= 0.5 * numbers * np.log(n_rows)
+    evidence = -0.5 * n_rows * (signal[:-1] + left * np.log(rest[1:] / left))
+    evidence -= 0.5 * numbers * np.log(n_rows)
     # One coordinate by itself is no noise to speak of: as a model, that is the same as none.
-    best = int(worth.argmax()) + 1 if d > 1 else d
+    best = int(evidence.argmax()) + 1 if d > 1 else d
     return best if best < d - 1 else d
 
 

@@ -14,20 +14,20 @@ Floats = NDArray[np.float32]
 Reals = NDArray[np.floating]
 
 # What makes the search for the best change a loop over vectors. Nothing in it is NaN; concepts that
-# may not be active have an infinite entry, so infinities are left as they are.
+# may not be active have an infinite log Bayes factor, so infinities are left as they are.
 _VECTORS = {"nnan", "nsz", "arcp", "contract", "reassoc"}
 
 
 @njit(nogil=True, error_model="numpy")
 def ascend(
-    projected: Floats,
+    projections: Floats,
     gram: Floats,
     noise: Floats,
     variance: Floats,
     mean: Floats,
-    entry: Floats,
+    log_bayes_factor: Floats,
     z: Floats,
-    score: NDArray[np.float64],
+    log_posterior: NDArray[np.float64],
     tolerance: float,
     most_steps: int,
 ) -> None:
@@ -35,13 +35,15 @@ def ascend(
 
     Parameters
     ----------
-    projected : (n, c) products of the rows with the directions
+    projections : (n, c) products of the rows with the directions
     gram : (c, c) products of the directions
     noise : (n,) or (1,) variance of the noise per coordinate
     variance : (c,) of active codes
-    mean, entry : (n, c) or (1, c), mean of an active code, and what it pays to be active
+    mean : (n, c) or (1, c), of an active code under the prior
+    log_bayes_factor : (n, c) or (1, c), what activity adds before the row speaks; see
+        :meth:`compute.selection.continuous.coding.SufficientStatistics.codes`
     z : (n, c) codes to start from; those found take their place
-    score : (n,) is filled with the log posterior against that of no active concept
+    log_posterior : (n,) is filled with the log posterior against that of no active concept
     tolerance : gain for which a code is not changed any more
     most_steps : changes per row
     """
@@ -51,7 +53,7 @@ def ascend(
     gains, left = np.empty_like(variance), np.empty_like(variance)
     for i in range(n):
         own = z[i]
-        m, e = mean[min(i, len(mean) - 1)], entry[min(i, len(entry) - 1)]
+        m, e = mean[min(i, len(mean) - 1)], log_bayes_factor[min(i, len(log_bayes_factor) - 1)]
         own_noise = noise[min(i, len(noise) - 1)]
         precision = np.float32(1.0) / own_noise
         for j in range(c):
@@ -59,7 +61,7 @@ def ascend(
             curve[j] = 0.5 * precision - 0.5 / total[j]
             slope[j] = m[j] / total[j]
             base[j] = e[j] - m[j] * m[j] / (2 * total[j])
-        _account(own, projected[i], m, e, gram, variance, own_noise, left, held)
+        _account(own, projections[i], m, e, gram, variance, own_noise, left, held)
         # Where active codes have just moved together, what one of them gains by itself is rounding.
         together = False
         for _ in range(most_steps):
@@ -79,7 +81,7 @@ def ascend(
                     max((pull * variance[best] + m[best] * own_noise) / total[best], 0.0)
                 )
                 if own[best] > 0 and _together(own, left, m, gram, variance, own_noise):
-                    _account(own, projected[i], m, e, gram, variance, own_noise, left, held)
+                    _account(own, projections[i], m, e, gram, variance, own_noise, left, held)
                     together = True
                     continue
             together = False
@@ -88,7 +90,7 @@ def ascend(
             held[best] = np.float32(0.0)
             if new > 0:
                 held[best] = _held(new, m[best], e[best], variance[best], own_noise)
-        score[i] = _score(own, projected[i], m, e, gram, variance, own_noise)
+        log_posterior[i] = _log_posterior(own, projections[i], m, e, gram, variance, own_noise)
 
 
 @njit(nogil=True, error_model="numpy", fastmath=_VECTORS)
@@ -131,9 +133,9 @@ def _forget_moves(
 @njit(nogil=True, error_model="numpy")
 def _account(
     z: Floats,
-    projected: Floats,
+    projections: Floats,
     mean: Floats,
-    entry: Floats,
+    log_bayes_factor: Floats,
     gram: Floats,
     variance: Floats,
     noise: float,
@@ -142,11 +144,11 @@ def _account(
 ) -> None:
     """Fill in what the codes of a row leave of its products, and what they add by themselves."""
     for j in range(len(z)):
-        left[j] = projected[j]
+        left[j] = projections[j]
         held[j] = np.float32(0.0)
     for j in range(len(z)):
         if z[j] > 0:
-            held[j] = _held(z[j], mean[j], entry[j], variance[j], noise)
+            held[j] = _held(z[j], mean[j], log_bayes_factor[j], variance[j], noise)
             subtract(left, z[j], gram[j])
 
 
@@ -159,11 +161,15 @@ def subtract(left: Reals, value: float, row: Reals) -> None:
 
 @njit(nogil=True, error_model="numpy")
 def _held(
-    value: np.float32, mean: np.float32, entry: np.float32, variance: np.float32, noise: float
+    value: np.float32,
+    mean: np.float32,
+    log_bayes_factor: np.float32,
+    variance: np.float32,
+    noise: float,
 ) -> np.float32:
     """What an active code adds to the log posterior, apart from its pull on the residual."""
     away = value - mean
-    return np.float32(entry - value * value / (2 * noise) - away * away / (2 * variance))
+    return np.float32(log_bayes_factor - value * value / (2 * noise) - away * away / (2 * variance))
 
 
 @njit(nogil=True, error_model="numpy")
@@ -208,22 +214,22 @@ def _together(
 
 
 @njit(nogil=True, error_model="numpy")
-def _score(
+def _log_posterior(
     z: Floats,
-    projected: Floats,
+    projections: Floats,
     mean: Floats,
-    entry: Floats,
+    log_bayes_factor: Floats,
     gram: Floats,
     variance: Floats,
     noise: float,
 ) -> float:
     active = np.flatnonzero(z > 0)
-    score = 0.0
+    log_posterior = 0.0
     for j in active:
         explained = 0.0
         for k in active:
             explained += np.float64(gram[j, k]) * z[k]
         away = np.float64(z[j] - mean[j])
-        score += z[j] * (projected[j] - 0.5 * explained) / noise
-        score += entry[j] - away * away / (2 * variance[j])
-    return score
+        log_posterior += z[j] * (projections[j] - 0.5 * explained) / noise
+        log_posterior += log_bayes_factor[j] - away * away / (2 * variance[j])
+    return log_posterior

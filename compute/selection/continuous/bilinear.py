@@ -42,13 +42,13 @@ class Row(NamedTuple):
     """What the search of a row keeps.
 
     ``shown`` (c + t,) are the products of the row with the directions of concepts and terms, and
-    ``left`` those of what its ``features``, codes and their products, leave. ``mean`` and ``entry``
-    are (c,). ``at`` and ``weight`` hold one direction as a sum of features.
+    ``left`` those of what its ``features``, codes and their products, leave. ``mean`` and
+    ``log_bayes_factor`` are (c,). ``at`` and ``weight`` hold one direction as a sum of features.
     """
 
     shown: Floats
     mean: Floats
-    entry: Floats
+    log_bayes_factor: Floats
     noise: float
     features: Doubles
     left: Doubles
@@ -71,15 +71,15 @@ def terms_of(first: Indices, second: Indices, c: int) -> Terms:
 
 @njit(nogil=True, error_model="numpy")
 def ascend_with_terms(
-    projected: Floats,
+    projections: Floats,
     gram: Doubles,
     terms: Terms,
     noise: Floats,
     variance: Floats,
     mean: Floats,
-    entry: Floats,
+    log_bayes_factor: Floats,
     z: Floats,
-    score: Doubles,
+    log_posterior: Doubles,
     tolerance: float,
     most_steps: int,
 ) -> None:
@@ -87,10 +87,10 @@ def ascend_with_terms(
 
     Parameters
     ----------
-    projected : (n, c + t) products of the rows with the directions of concepts and of terms
+    projections : (n, c + t) products of the rows with the directions of concepts and of terms
     gram : (c + t, c + t) products of these directions
     terms : which pairs of concepts they belong to
-    noise, variance, mean, entry, z, score, tolerance, most_steps :
+    noise, variance, mean, log_bayes_factor, z, log_posterior, tolerance, most_steps :
         as in :func:`compute.selection.continuous.ascent.ascend`
     """
     n, c = z.shape
@@ -101,9 +101,9 @@ def ascend_with_terms(
     for i in range(n):
         own[:] = z[i]
         row = Row(
-            projected[i],
+            projections[i],
             mean[min(i, len(mean) - 1)],
-            entry[min(i, len(entry) - 1)],
+            log_bayes_factor[min(i, len(log_bayes_factor) - 1)],
             np.float64(noise[min(i, len(noise) - 1)]),
             features,
             left,
@@ -131,7 +131,7 @@ def ascend_with_terms(
             own[best] = value
             now = _account(own, row, gram, terms, variance)
         z[i] = own
-        score[i] = now
+        log_posterior[i] = now
 
 
 @njit(nogil=True, error_model="numpy")
@@ -144,19 +144,19 @@ def _account(z: Doubles, row: Row, gram: Doubles, terms: Terms, variance: Floats
     for f in range(size):
         if row.features[f] > 0:
             subtract(row.left, row.features[f], gram[f])
-    score = 0.0
+    log_posterior = 0.0
     for f in range(size):
-        score += row.features[f] * (row.shown[f] + row.left[f]) / (2 * row.noise)
+        log_posterior += row.features[f] * (row.shown[f] + row.left[f]) / (2 * row.noise)
     for j in range(c):
         if z[j] > 0:
-            score += _own(z[j], row.mean[j], row.entry[j], variance[j])
-    return score
+            log_posterior += _own(z[j], row.mean[j], row.log_bayes_factor[j], variance[j])
+    return log_posterior
 
 
 @njit(nogil=True, error_model="numpy")
-def _own(value: float, mean: float, entry: float, variance: float) -> float:
+def _own(value: float, mean: float, log_bayes_factor: float, variance: float) -> float:
     """What an active code adds to the log posterior by itself."""
-    return entry - (value - mean) ** 2 / (2 * variance)
+    return log_bayes_factor - (value - mean) ** 2 / (2 * variance)
 
 
 @njit(nogil=True, error_model="numpy")
@@ -179,7 +179,7 @@ def _change(
     """The best value of a code with all others as they are, and what it gains."""
     size = _along(j, z, row, terms)
     value, noise = z[j], row.noise
-    mean, entry, spread = row.mean[j], row.entry[j], variance[j]
+    mean, log_bayes_factor, spread = row.mean[j], row.log_bayes_factor[j], variance[j]
     # Coefficients of the quartic in the value, over the noise, that the row's fit gains by it.
     a = q = b = d = u = 0.0
     for f in range(size):
@@ -206,11 +206,11 @@ def _change(
     old = 0.0
     if value > 0:
         old = _quartic(value, a, b, q, d, u) / noise
-        old += _own(value, mean, entry, spread)
+        old += _own(value, mean, log_bayes_factor, spread)
     on = -np.inf
     if new > 0:
         on = _quartic(new, a, b, q, d, u) / noise
-        on += _own(new, mean, entry, spread)
+        on += _own(new, mean, log_bayes_factor, spread)
     return (new, on - old) if on > 0 else (0.0, -old)
 
 

@@ -1,10 +1,10 @@
-"""Faces of the data: hyperplanes on which many rows lie because one concept is inactive there.
+"""Facets of the data: hyperplanes on which many rows lie because one concept is inactive there.
 
 Where a level has no more concepts than dimensions, a code is a linear function of the row, and the
-rows without a concept lie on a hyperplane that bounds all others: a face of the cone they fill
-(Ge and Zou 2015, arXiv:1507.02189). A face is found by itself, whatever else is active in its rows.
-So faces show concepts that a dictionary, which wants few of them in a row, merges: those that are
-active in half of the rows or more.
+rows without a concept lie on a hyperplane that bounds all others: a facet of the cone they
+fill (Ge and Zou 2015, arXiv:1507.02189). A facet is found by itself, whatever else is active in its
+rows. So facets show concepts that a dictionary, which wants few of them in a row, merges: those
+that are active in half of the rows or more.
 
 The search is robust regression: from many starts, the hyperplane that is nearest to the rows that
 are near to it, with ever narrower weights (Welsch's, as graduated by Blake and Zisserman 1987).
@@ -31,28 +31,28 @@ _ROUNDS = 30
 _SOLVER_STEPS = 8
 # Rows further from a hyperplane than this many standard deviations of the noise are not on it.
 _THICK = 3.0
-# Rows beyond a face, as a share of those on it: noise brings one in 700 there.
+# Rows beyond a facet, as a share of those on it: noise brings one in 700 there.
 _BEYOND = 0.01
-# Where a code is inactive that no face was found for: at this quantile of what it may be.
+# Where a code is inactive that no facet was found for: at this quantile of what it may be.
 _LOWEST = 0.01
-# A face is new if its normal is this far from the span of those before it.
+# A facet is new if its normal is this far from the span of those before it.
 _NEW = 0.2
 
 
-def face_codes(x: Tensor, noise: Tensor, seed: int) -> Tensor:
-    """Codes (n, r) of white rows (n, r) by the faces on which most of them lie; (n, 0) if on none.
+def facet_codes(x: Tensor, noise: Tensor, seed: int) -> Tensor:
+    """Codes (n, r) of white rows (n, r) by the facets on which most of them lie; (n, 0) if on none.
 
-    A code is how far a row is from the face, 0 where it is on it. Faces are as thick as the noise,
-    whose variance along every coordinate is ``noise`` (r,); none is a combination of the others.
-    Codes for which no face was found come last, and are rough.
+    A code is how far a row is from the facet, 0 where it is on it. Facets are as thick as the
+    noise, whose variance along every coordinate is ``noise`` (r,); none is a combination of the
+    others. Codes for which no facet was found come last, and are rough.
 
     Concepts that are seldom inactive draw few starts. So the search is repeated, from rows without
-    much of what the faces found before hold, as long as it finds more.
+    much of what the facets found before hold, as long as it finds more.
     """
     generator = torch.Generator().manual_seed(seed)
     some = x[torch.randperm(len(x), generator=generator)[:_ROWS]]
     d = x.shape[1]
-    found = _Faces.of(some, noise, x.new_zeros(0, d), x.new_zeros(0))
+    found = _Facets.of(some, noise, x.new_zeros(0, d), x.new_zeros(0))
     kept: list[int] = []
     while len(kept) < d:
         known = torch.linalg.qr(found.normals[kept].T).Q.T
@@ -89,10 +89,10 @@ def _rest(x: Tensor, noise: Tensor, codes: Tensor) -> Tensor:
     return (read - read.quantile(_LOWEST, dim=0)).clamp(min=0).float()
 
 
-class _Faces(NamedTuple):
+class _Facets(NamedTuple):
     """Hyperplanes ``x @ normal = place``, most rows above them: normals (s, r) and places (s,).
 
-    Shares (s,) of the rows: ``on`` a face, ``beyond`` it, and how many more are on it than beyond
+    Shares (s,) of the rows: ``on`` a facet, ``beyond`` it, and how many more are on it than beyond
     it and than would be in any such slice of a normal cloud, the ``excess``.
     """
 
@@ -103,7 +103,7 @@ class _Faces(NamedTuple):
     excess: Tensor
 
     @classmethod
-    def of(cls, x: Tensor, noise: Tensor, normals: Tensor, places: Tensor) -> _Faces:
+    def of(cls, x: Tensor, noise: Tensor, normals: Tensor, places: Tensor) -> _Facets:
         away = x @ normals.T - places
         thick = _THICK * _along(normals, noise)
         above, below = ((sign * away > thick).float().mean(0) for sign in (1, -1))
@@ -112,11 +112,11 @@ class _Faces(NamedTuple):
         excess = on - beyond - torch.erf(thick / 2**0.5)
         return cls(normals * side[:, None], places * side, on, beyond, excess)
 
-    def joined(self, others: _Faces) -> _Faces:
-        return _Faces(*(torch.cat(pair) for pair in zip(self, others, strict=True)))
+    def joined(self, others: _Facets) -> _Facets:
+        return _Facets(*(torch.cat(pair) for pair in zip(self, others, strict=True)))
 
     def bounding(self) -> list[int]:
-        """Faces with next to no rows beyond, by excess, none in the span of those before it."""
+        """Facets with next to no rows beyond, by excess, none in the span of those before it."""
         allowed = (self.beyond < _BEYOND * self.on) & (self.excess > 0)
         d = self.normals.shape[1]
         chosen: list[int] = []
@@ -139,7 +139,7 @@ def _along(normals: Tensor, noise: Tensor) -> Tensor:
     return (normals.square() @ noise).sqrt()
 
 
-def _search(x: Tensor, noise: Tensor, known: Tensor, generator: torch.Generator) -> _Faces:
+def _search(x: Tensor, noise: Tensor, known: Tensor, generator: torch.Generator) -> _Facets:
     """Hyperplanes near to many rows (n, r), from starts away from orthonormal vectors (f, r)."""
     rows = torch.randint(len(x), (_STARTS,), generator=generator)
     normals, places = [], []
@@ -161,7 +161,7 @@ def _search(x: Tensor, noise: Tensor, known: Tensor, generator: torch.Generator)
             width = _NARROWING * width
         normals.append(w)
         places.append(t)
-    return _Faces.of(x, noise, torch.cat(normals), torch.cat(places))
+    return _Facets.of(x, noise, torch.cat(normals), torch.cat(places))
 
 
 def _nearest(x: Tensor, weight: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,8 +18,8 @@ from compute.dictionaries.normalization import estimate_whitening
 from compute.graphs import recover_edges
 from compute.graphs.regression_columns import FEWEST_ROWS
 from compute.selection.continuous.encoders import read_out
-from compute.selection.continuous.facets import face_codes
-from compute.selection.continuous.level import Level, least_squares
+from compute.selection.continuous.facets import facet_codes
+from compute.selection.continuous.level import SelectionLevel, least_squares
 from compute.selection.continuous.logic_gates import FloatArray, pure_directions
 from compute.selection.continuous.refinement import CHOICE, best_fit, settled, with_interactions
 from compute.selection.estimator import Estimator
@@ -88,19 +88,19 @@ class HierarchicalSelectionModel(Estimator):
 
     1. Every level gets two dictionaries of its own, in white coordinates: of as many directions as
        concepts are asked for, and of three times as many, for with no more than there are some
-       merge two and never part again. Where noise could be told, the faces of the rows are looked
-       for, too (:mod:`compute.selection.continuous.facets`).
+       merge two and never part again. Where noise could be told, the facets of the rows are
+       looked for, too (:mod:`compute.selection.continuous.facets`).
     2. From the lowest level up, the directions to choose from are those of either dictionary, or
-       those that belong to the faces. With the parts known, they are those of the best fit so far,
+       those that belong to the facets. With the parts known, they are those of the best fit so far,
        or those of the wider dictionary and those that compositions of the parts point to
        (:mod:`compute.selection.continuous.logic_gates`).
     3. Codes, directions, parents and gates are refined in turn
        (:mod:`compute.selection.continuous.refinement`); the prior of a whole's code is its gate,
-       given the codes of its parents. A concept stays if the level, fitted anew without it, would
+       given the codes of its parents. A concept stays if the level, refitted without it, would
        lose more than its description takes. The fits from all starts are crossed, as each finds
-       some concepts that others miss, and the fit that is worth most is kept.
+       some concepts that others miss, and the fit of the highest score is kept.
     4. Where activations are not a linear function of the codes, terms in products of two codes of a
-       level are added, and noise that grows with a row's power, if the level is worth more for it
+       level are added, and noise that grows with a row's power, if that raises the level's score
        (:mod:`compute.selection.continuous.interactions`). Concepts that stood in for them are
        dropped. Directions are then what a code adds on average.
     5. Edges are the smallest parent sets that keep the fit (:mod:`compute.graphs`).
@@ -169,7 +169,9 @@ class HierarchicalSelectionModel(Estimator):
             first = self._first(rows, sample, most, k)
             parts = below if self.coupled else None
 
-            def fit(most: int, first: _First = first, parts: FloatArray | None = parts) -> Level:
+            def fit(
+                most: int, first: _First = first, parts: FloatArray | None = parts
+            ) -> SelectionLevel:
                 bounded = first.bounded(most)
                 level = best_fit(_own(bounded), first.x, None, self.rounds, n, most)
                 if parts is None:
@@ -256,9 +258,9 @@ class HierarchicalSelectionModel(Estimator):
         noise = own.noise(rows[sample])
         if noise is None:
             return _First.of(own, own.whitening, own.x, None)
-        faces = face_codes(own.x, noise, self.seed)
+        facets = facet_codes(own.x, noise, self.seed)
         whitening = estimate_whitening(rows, float("inf"), without_noise=True)
-        return _First.of(own, whitening, whitening.rows(rows[sample]), faces)
+        return _First.of(own, whitening, whitening.rows(rows[sample]), facets)
 
     def _settings(self, n_levels: int) -> tuple[list[int], list[int]]:
         widths = [int(width) for width in self.n_concepts]
@@ -338,8 +340,8 @@ class _White(NamedTuple):
 class _First(NamedTuple):
     """The coordinates a level is fitted in, its sampled rows in them (n, d), and what they show.
 
-    ``directions`` (c, d) and ``codes`` (n, c) are those of each dictionary; ``faces`` (n, f) are
-    the codes by the faces of the rows, if the noise could be told.
+    ``directions`` (c, d) and ``codes`` (n, c) are those of each dictionary; ``facets`` (n, f) are
+    the codes by the facets of the rows, if the noise could be told.
     """
 
     white: _White
@@ -347,10 +349,12 @@ class _First(NamedTuple):
     x: Tensor
     directions: tuple[Tensor, ...]
     codes: tuple[Tensor, ...]
-    faces: Tensor | None
+    facets: Tensor | None
 
     @classmethod
-    def of(cls, white: _White, whitening: Normalization, x: Tensor, faces: Tensor | None) -> _First:
+    def of(
+        cls, white: _White, whitening: Normalization, x: Tensor, facets: Tensor | None
+    ) -> _First:
         """What dictionaries of white coordinates show in others of the same rows."""
         directions, codes = [], []
         for dictionary in white.dictionaries:
@@ -361,26 +365,26 @@ class _First(NamedTuple):
             lengths = torch.linalg.vector_norm(own, dim=1).clamp(min=1e-12)
             directions.append(own / lengths[:, None])
             codes.append(dictionary.encode(white.x) * lengths)
-        return cls(white, whitening, x, tuple(directions), tuple(codes), faces)
+        return cls(white, whitening, x, tuple(directions), tuple(codes), facets)
 
     def bounded(self, most: int) -> _First:
         """The same for a level of ``most`` concepts."""
         if len(self.directions[0]) == most:
             return self
-        return _First.of(self.white.bounded(most), self.whitening, self.x, self.faces)
+        return _First.of(self.white.bounded(most), self.whitening, self.x, self.facets)
 
-    def start(self, dictionary: int) -> Level:
+    def start(self, dictionary: int) -> SelectionLevel:
         """The level as one of its dictionaries has it."""
         codes = self.codes[dictionary]
         # What a row is without active concepts.
         bias = least_squares(codes, self.x)[-1]
-        return Level.start(self.x, self.directions[dictionary], bias, codes)
+        return SelectionLevel.start(self.x, self.directions[dictionary], bias, codes)
 
-    def at_faces(self, codes: Tensor) -> Level:
+    def at_facets(self, codes: Tensor) -> SelectionLevel:
         """The level as codes (n, f) have it."""
         solution = least_squares(codes, self.x)
         directions = torch.nn.functional.normalize(solution[:-1], dim=1)
-        level = Level.start(self.x, directions, solution[-1], codes)
+        level = SelectionLevel.start(self.x, directions, solution[-1], codes)
         level.fit_prior(level.fit_directions(self.x, codes), None)
         return level
 
@@ -392,7 +396,7 @@ class _Seen(NamedTuple):
     1 in whitened coordinates adds along its direction.
     """
 
-    level: Level
+    level: SelectionLevel
     whitening: Normalization
     directions: Tensor
     bias: Tensor
@@ -400,7 +404,7 @@ class _Seen(NamedTuple):
 
     @classmethod
     def of(
-        cls, level: Level, whitening: Normalization, x: Tensor, below: FloatArray | None
+        cls, level: SelectionLevel, whitening: Normalization, x: Tensor, below: FloatArray | None
     ) -> _Seen:
         """Of a level that was fitted on rows ``x`` (n, d), given codes (n, p) of the one below.
 
@@ -424,14 +428,14 @@ class _Seen(NamedTuple):
         return float(left.square().mean().sqrt())
 
 
-def _own(first: _First) -> Iterator[Level]:
+def _own(first: _First) -> Iterator[SelectionLevel]:
     """Levels to begin with, from what a level shows by itself."""
     yield from map(first.start, range(len(first.directions)))
-    if first.faces is not None and first.faces.shape[1]:
-        yield first.at_faces(first.faces)
+    if first.facets is not None and first.facets.shape[1]:
+        yield first.at_facets(first.facets)
 
 
-def _from_parts(first: _First, parts: FloatArray, most: int) -> Iterator[Level]:
+def _from_parts(first: _First, parts: FloatArray, most: int) -> Iterator[SelectionLevel]:
     """Levels to begin with, from what codes of the parts (n, p) point to.
 
     Compositions of the parts are ranked by their evidence, but how many of them are true is not
@@ -446,7 +450,7 @@ def _from_parts(first: _First, parts: FloatArray, most: int) -> Iterator[Level]:
         some = pure[: max(1, int(share * most))]
         new = (own @ some.T).amax(1) < same
         chosen = torch.cat([some, own[new]])[: int(CHOICE * most)]
-        yield Level.start(first.x, chosen, bias)
+        yield SelectionLevel.start(first.x, chosen, bias)
 
 
 def _dense(matrix: Any) -> NDArray[Any]:

@@ -3,7 +3,7 @@
 Where activations are not a linear function of the codes – they bend as one grows, or saturate where
 two meet – a sum of directions is made to fit by further concepts, each active just where others
 are strong. They are no concepts: given the others they say nothing new. A term in the product of
-two codes, or in the square of one, says the same for the price of its direction.
+two codes, or in the square of one, says the same at the description length of its direction.
 """
 
 from __future__ import annotations
@@ -52,11 +52,13 @@ def products(z: Tensor, first: Tensor, second: Tensor) -> Tensor:
     return z[:, first] * z[:, second]
 
 
-def needed_pairs(z: Tensor, x: Tensor, noise: Tensor, price: float) -> tuple[Tensor, Tensor]:
+def needed_pairs(
+    z: Tensor, x: Tensor, noise: Tensor, description_length: float
+) -> tuple[Tensor, Tensor]:
     """Pairs of codes (n, c) whose terms explain rows (n, d) beside the codes, (t,) each.
 
     Chosen one by one, the one first that raises the log probability of the rows most, as long as it
-    does by more than ``price``. ``noise`` is the variance of each row, (n,) or (1,).
+    does by more than ``description_length``. ``noise`` is the variance of each row, (n,) or (1,).
     """
     first, second = _meeting(z)
     if not len(first):
@@ -74,11 +76,11 @@ def needed_pairs(z: Tensor, x: Tensor, noise: Tensor, price: float) -> tuple[Ten
     own, wanted = solved[:, : len(first)], solved[:, len(first) :]
     left = (terms.T @ terms).double() - shared.T @ own
     pull = (terms.T @ target).double() - shared.T @ wanted
-    chosen = torch.tensor(_chosen(left, pull, price), dtype=torch.int64)
+    chosen = torch.tensor(_chosen(left, pull, description_length), dtype=torch.int64)
     return first[chosen], second[chosen]
 
 
-def _chosen(left: Tensor, pull: Tensor, price: float) -> list[int]:
+def _chosen(left: Tensor, pull: Tensor, description_length: float) -> list[int]:
     """Which terms to take, given what the codes leave of their products (m, m) and (m, d)."""
     chosen: list[int] = []
     while len(chosen) < len(pull):
@@ -86,7 +88,7 @@ def _chosen(left: Tensor, pull: Tensor, price: float) -> list[int]:
         gain = torch.where(own > _DISTINCT, pull.square().sum(1) / (2 * own), 0.0)
         gain[chosen] = 0.0
         best = int(gain.argmax())
-        if gain[best] <= price:
+        if gain[best] <= description_length:
             break
         chosen.append(best)
         column = left[:, best] / own[best]

@@ -19,9 +19,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from compute.graphs import EdgeRecovery, recover_edges
-from compute.selection.continuous.coding import Posterior, Projected, Slab, better
+from compute.selection.continuous.coding import (
+    Posterior,
+    SpikeAndSlab,
+    SufficientStatistics,
+    better,
+)
 from compute.selection.continuous.interactions import Interactions, needed_pairs
-from compute.selection.continuous.logic_gates import FloatArray, Gates, fit_gates, strength_variance
+from compute.selection.continuous.logic_gates import (
+    FloatArray,
+    LogicGates,
+    fit_logic_gates,
+    strength_variance,
+)
 from compute.selection.continuous.noise import Noise, fit_noise
 
 # Refinement starts as if this share of the variance were noise, and as if concepts were active in
@@ -44,7 +54,7 @@ class Likelihood(NamedTuple):
 
 
 @dataclass
-class Level:
+class SelectionLevel:
     """Concepts of one level.
 
     Attributes
@@ -52,7 +62,7 @@ class Level:
     directions : (c, d) unit rows
     bias : (d,) the activation of a row without active concepts
     noise : what the concepts leave
-    slab : prior of every concept by itself
+    marginal_prior : of every concept by itself
     gates : prior of every concept given the level below, if there is one
     terms : what codes add beyond their sum, if they do
     reading : (d + 1, c) least-squares map from rows, and a constant, to codes
@@ -61,37 +71,37 @@ class Level:
     directions: Tensor
     bias: Tensor
     noise: Noise
-    slab: Slab
-    gates: Gates | None = None
+    marginal_prior: SpikeAndSlab
+    gates: LogicGates | None = None
     terms: Interactions | None = None
     reading: Tensor | None = None
 
     @classmethod
     def start(
         cls, x: Tensor, directions: Tensor, bias: Tensor, codes: Tensor | None = None
-    ) -> Level:
+    ) -> SelectionLevel:
         """A level before refinement on rows ``x`` (n, d), whose codes may be known roughly."""
         power = float(x.var(0).sum())
         c = len(directions)
-        slab = Slab(
+        marginal_prior = SpikeAndSlab(
             torch.full((c,), _FIRST_LOG_ODDS),
             torch.full((c,), 0.5 * power**0.5),
             torch.full((c,), 0.25 * power),
         )
         noise = max(_FIRST_NOISE * power / x.shape[1], _LEAST_NOISE * max(power, 1e-12))
         reading = None if codes is None else least_squares(x, codes)
-        return cls(directions.clone(), bias.clone(), Noise(noise), slab, reading=reading)
+        return cls(directions.clone(), bias.clone(), Noise(noise), marginal_prior, reading=reading)
 
     @property
     def n_concepts(self) -> int:
         """Number of concepts."""
         return len(self.directions)
 
-    def prior(self, below: FloatArray | None) -> Slab:
+    def prior(self, below: FloatArray | None) -> SpikeAndSlab:
         """The prior of rows whose codes of the level below are ``below`` (n, p), if known."""
         if self.gates is None or below is None:
-            return self.slab
-        return self.gates.prior(below, self.slab.variance)
+            return self.marginal_prior
+        return self.gates.prior(below, self.marginal_prior.variance)
 
     def encode(self, x: Tensor, below: FloatArray | None = None) -> FloatArray:
         """Codes (n, c) of rows (n, d), by blocks."""
@@ -102,26 +112,28 @@ class Level:
             found.append(self.infer(x[rows], prior).codes.numpy())
         return np.concatenate(found)
 
-    def projected(self, x: Tensor) -> Projected:
+    def statistics(self, x: Tensor) -> SufficientStatistics:
         """Rows (n, d) as the search of their codes takes them."""
         centred = x - self.bias
-        return Projected.of(centred, self.directions, self.noise.rows(centred), self.terms)
+        return SufficientStatistics.of(
+            centred, self.directions, self.noise.rows(centred), self.terms
+        )
 
-    def infer(self, x: Tensor, prior: Slab, start: Tensor | None = None) -> Posterior:
+    def infer(self, x: Tensor, prior: SpikeAndSlab, start: Tensor | None = None) -> Posterior:
         """The better codes of rows (n, d) found from ``start``, (n, c) or none, and a reading."""
-        projected = self.projected(x)
-        found = projected.codes(prior, start)
+        statistics = self.statistics(x)
+        found = statistics.codes(prior, start)
         if self.reading is None:
             return found
         read = x @ self.reading[:-1] + self.reading[-1]
-        read = torch.where(read > _READ * self.slab.mean, read, 0.0)
-        return better(found, projected.codes(prior, read))
+        read = torch.where(read > _READ * self.marginal_prior.mean, read, 0.0)
+        return better(found, statistics.codes(prior, read))
 
     def keep(self, kept: NDArray[np.int64]) -> None:
         """Keep some concepts only."""
         index = torch.from_numpy(kept)
         self.directions = self.directions[index]
-        self.slab = Slab(*(field[index] for field in self.slab))
+        self.marginal_prior = SpikeAndSlab(*(field[index] for field in self.marginal_prior))
         if self.gates is not None:
             self.gates = self.gates.keep(kept)
         if self.terms is not None:
@@ -132,10 +144,10 @@ class Level:
     def likelihood(self, x: Tensor, below: FloatArray | None, start: Tensor) -> Likelihood:
         """Codes of rows (n, d) from a start (n, c), and the log probability of both together."""
         prior = self.prior(below)
-        projected = self.projected(x)
-        codes, score = projected.codes(prior, start)
-        total = float(score.double().sum()) - float(inactive(prior, codes).sum())
-        noise = projected.noise.double()
+        statistics = self.statistics(x)
+        codes, log_posterior = statistics.codes(prior, start)
+        total = float(log_posterior.double().sum()) - float(inactive(prior, codes).sum())
+        noise = statistics.noise.double()
         total -= float(((x - self.bias).double().square().sum(1) / (2 * noise)).sum())
         total -= 0.5 * x.numel() * float((2 * np.pi * noise).log().mean())
         return Likelihood(codes, total)
@@ -171,13 +183,14 @@ class Level:
             self.noise = fit_noise(squares, (x - self.bias).square().mean(1), x.shape[1], least)
         return z
 
-    def fit_terms(self, x: Tensor, z: Tensor, price: float) -> int:
-        """Choose the terms that rows (n, d) need beside codes (n, c), each for ``price``.
+    def fit_terms(self, x: Tensor, z: Tensor, description_length: float) -> int:
+        """Choose the terms that rows (n, d) need beside codes (n, c), for ``description_length``
+        each.
 
         Their directions come with those of the concepts. Returns how many there are.
         """
         noise = self.noise.rows(x - self.bias)
-        first, second = needed_pairs(z, x - self.bias, noise, price)
+        first, second = needed_pairs(z, x - self.bias, noise, description_length)
         self.terms = Interactions(first, second, x.new_zeros(len(first), x.shape[1]))
         return len(first)
 
@@ -188,7 +201,7 @@ class Level:
     def fit_prior(self, z: Tensor, below: FloatArray | None, same_parents: bool = False) -> None:
         """The prior by the frequencies of codes (n, c), given codes (n, p) of the level below.
 
-        Parents are recovered anew, which takes longest, or left as they are.
+        Parents are recovered again, which takes longest, or left as they are.
         """
         codes = z.numpy()
         active = codes > 0
@@ -201,12 +214,16 @@ class Level:
                 parents = list(self.gates.parents)
             else:
                 parents = strongest_parents(recover_edges(below, codes))
-            self.gates, variance = fit_gates(below, codes, parents)
+            self.gates, variance = fit_logic_gates(below, codes, parents)
         # A concept that was never active has shown no strength: it keeps the one it was given.
-        mean = np.where(active.any(0), means, self.slab.mean.numpy()).astype(np.float32)
-        spread = np.where(active.any(0), variance, self.slab.variance.numpy()).astype(np.float32)
+        mean = np.where(active.any(0), means, self.marginal_prior.mean.numpy()).astype(np.float32)
+        spread = np.where(active.any(0), variance, self.marginal_prior.variance.numpy()).astype(
+            np.float32
+        )
         log_odds = np.log(share / (1.0 - share)).astype(np.float32)
-        self.slab = Slab(*(torch.from_numpy(field) for field in (log_odds, mean, spread)))
+        self.marginal_prior = SpikeAndSlab(
+            *(torch.from_numpy(field) for field in (log_odds, mean, spread))
+        )
 
 
 def least_squares(
@@ -223,7 +240,7 @@ def least_squares(
     return solution.float()
 
 
-def inactive(prior: Slab, codes: Tensor) -> Tensor:
+def inactive(prior: SpikeAndSlab, codes: Tensor) -> Tensor:
     """Per concept (c,), what a prior pays over all rows of codes (n, c) to say ``not active``.
 
     Posteriors are against no active concept, so this is what they leave out.

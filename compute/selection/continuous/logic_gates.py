@@ -19,13 +19,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from compute.selection.continuous.coding import Slab
+from compute.selection.continuous.coding import SpikeAndSlab
 
 FloatArray = NDArray[np.float32]
 
 # Parents whose pattern is tabulated: 3^6 cells at most.
 _MOST_PARENTS = 6
-# Rows that a coarser table is worth in a finer one.
+# Rows that a coarser table counts for in a finer one.
 _BACKOFF = 2.0
 _LEAST_PROBABILITY = 1e-4
 # Active rows that a slope needs.
@@ -39,7 +39,7 @@ _ALIKE = 0.9
 
 
 @dataclass(frozen=True)
-class Gates:
+class LogicGates:
     """Tables of a level's c concepts given the level below.
 
     Attributes
@@ -57,7 +57,7 @@ class Gates:
     means: tuple[FloatArray, ...]
     slopes: tuple[FloatArray, ...]
 
-    def prior(self, parts: FloatArray, variance: torch.Tensor) -> Slab:
+    def prior(self, parts: FloatArray, variance: torch.Tensor) -> SpikeAndSlab:
         """The prior of the c concepts in each of the rows of ``parts`` (n, p)."""
         columns = _columns(parts)
         state = _states(columns, self.middles)
@@ -68,18 +68,18 @@ class Gates:
             log_odds[j] = self.log_odds[j][cell]
             means[j] = self.means[j][cell] + self.slopes[j] @ columns[parents]
         by_row = [torch.from_numpy(_columns(field)) for field in (log_odds, means)]
-        return Slab(by_row[0], by_row[1], variance)
+        return SpikeAndSlab(by_row[0], by_row[1], variance)
 
-    def keep(self, kept: NDArray[np.int64]) -> Gates:
+    def keep(self, kept: NDArray[np.int64]) -> LogicGates:
         """The gates of some concepts only."""
         fields = (self.parents, self.log_odds, self.means, self.slopes)
         own = ([field[j] for j in kept] for field in fields)
-        return Gates(self.middles, *map(tuple, own))
+        return LogicGates(self.middles, *map(tuple, own))
 
 
-def fit_gates(
+def fit_logic_gates(
     parts: FloatArray, codes: FloatArray, parents: list[NDArray[np.int64]]
-) -> tuple[Gates, FloatArray]:
+) -> tuple[LogicGates, FloatArray]:
     """Tabulate activity and strength of ``codes`` (n, c) by the states of their parents.
 
     A part is absent, weak or strong. A cell is smoothed towards the cell that forgets the weakest
@@ -118,7 +118,7 @@ def fit_gates(
         free = max(len(left) - int(np.count_nonzero(slope)), 1)
         variance[j] = np.square(left).sum() / free
     variance = np.maximum(variance, _least_variance(codes))
-    return Gates(middles, tuple(used), tuple(tables), tuple(means), tuple(slopes)), variance
+    return LogicGates(middles, tuple(used), tuple(tables), tuple(means), tuple(slopes)), variance
 
 
 def strength_variance(codes: FloatArray) -> FloatArray:
@@ -131,7 +131,7 @@ def strength_variance(codes: FloatArray) -> FloatArray:
 
 
 def _least_variance(codes: FloatArray) -> FloatArray:
-    # A slab of no width would forbid every other value for good.
+    # A slab of zero width would forbid every other value for good.
     mean = codes.sum(0) / np.maximum((codes > 0).sum(0), 1)
     return np.asarray((0.05 * mean) ** 2 + 1e-12, np.float32)
 

@@ -2,9 +2,9 @@
 
 Refinement alternates between the codes of a sample of rows, given everything else, and everything
 else, given the codes. Between rounds, concepts that the data do not need are dropped: at first as
-the others stand, which is quick, and in the end only if the level, fitted anew without one, is
-worth as much. What a level is worth is the log probability of rows and codes, less what its
-concepts take to describe; it also decides between fits from different starts.
+the others stand, which is quick, and in the end only if the level, refitted without one, scores as
+high. The score of a level is the log probability of rows and codes, less the description length of
+its concepts; it also decides between fits from different starts.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from compute.selection.continuous.coding import Posterior, Projected, Slab
-from compute.selection.continuous.level import LEAST_ACTIVE, Level, Likelihood, inactive
+from compute.selection.continuous.coding import Posterior, SpikeAndSlab, SufficientStatistics
+from compute.selection.continuous.level import LEAST_ACTIVE, Likelihood, SelectionLevel, inactive
 from compute.selection.continuous.logic_gates import FloatArray
 
 # Active rows on which dropping a concept is tried: a few, and more where these leave a doubt.
@@ -32,10 +32,10 @@ _CLEAR = 10.0
 # What is truly missed would be approached by ever more concepts, and its loss stays large.
 _TRIAL_STEPS = 24
 _UNLIKE = 0.5
-# Least needed concepts without which the level is fitted anew before it is called minimal.
+# Least needed concepts without which the level is refitted before it is called minimal.
 _REFITS = 4
 _REFIT_ROUNDS = 2
-# Concepts that are dropped one by one before a level with terms is worth less for good.
+# Concepts that are dropped one by one before a level with terms is given up.
 _PATIENCE = 5
 # Concepts that are left at the least.
 _FEWEST = 2
@@ -49,42 +49,42 @@ _ROOM = 1.25
 
 
 def best_fit(
-    starts: Iterable[Level],
+    starts: Iterable[SelectionLevel],
     x: Tensor,
     below: FloatArray | None,
     rounds: int,
     n_total: int,
     most: int,
-) -> Level:
-    """The level that is worth most of those refined from ``starts``; see :func:`refine`.
+) -> SelectionLevel:
+    """The level of the highest score among those refined from ``starts``; see :func:`refine`.
 
     Every start finds concepts that others miss, or merge. So the best fit is also refined with the
-    concepts of the others beside its own, and again as long as that is worth more.
+    concepts of the others beside its own, and again as long as that raises the score.
     """
 
-    def fit(level: Level) -> _Fit:
+    def fit(level: SelectionLevel) -> _Fit:
         return _Fit(refine(level, x, below, rounds, n_total, most), level, x, below)
 
     fits = [fit(level) for level in starts]
     if not fits:
         raise ValueError("starts is empty; give at least one level to begin with.")
     for _ in range(_CROSSINGS):
-        fits.sort(key=lambda own: -own.worth)
+        fits.sort(key=lambda own: -own.score)
         crossed = _crossed(fits, int(CHOICE * most))
         if crossed is None:
             break
         fits.append(fit(crossed))
-        if fits[-1].worth <= fits[0].worth:
+        if fits[-1].score <= fits[0].score:
             break
-    return max(fits, key=lambda own: own.worth).level
+    return max(fits, key=lambda own: own.score).level
 
 
 @dataclass(frozen=True)
 class _Fit:
     """A level that was refined on rows (n, d), given codes (n, p) of the level below, if any."""
 
-    worth: float
-    level: Level
+    score: float
+    level: SelectionLevel
     x: Tensor
     below: FloatArray | None
 
@@ -94,7 +94,7 @@ class _Fit:
         return torch.from_numpy(self.level.encode(self.x, self.below))
 
 
-def _crossed(fits: list[_Fit], bound: int) -> Level | None:
+def _crossed(fits: list[_Fit], bound: int) -> SelectionLevel | None:
     """The first fit with what is new in the others, up to ``bound`` concepts; none if nothing."""
     first = fits[0]
     directions = first.level.directions
@@ -107,97 +107,111 @@ def _crossed(fits: list[_Fit], bound: int) -> Level | None:
             codes.append(fit.codes[:, new])
     if len(codes) == 1:
         return None
-    return Level.start(first.x, directions, first.level.bias, torch.cat(codes, 1))
+    return SelectionLevel.start(first.x, directions, first.level.bias, torch.cat(codes, 1))
 
 
-class Price(NamedTuple):
-    """What a concept and a term take to describe, as log probability."""
+class DescriptionLength(NamedTuple):
+    """Description length of a concept and of a term, in nats (as log probability)."""
 
     concept: float
     term: float
 
     @classmethod
-    def of_rows(cls, x: Tensor, n_total: int) -> Price:
+    def of_rows(cls, x: Tensor, n_total: int) -> DescriptionLength:
         """Half the logarithm of the number of rows for each number; a sample pays its share."""
         each = 0.5 * float(np.log(n_total)) * len(x) / n_total
         return cls((x.shape[1] + 3) * each, x.shape[1] * each)
 
-    def of(self, level: Level) -> float:
+    def of(self, level: SelectionLevel) -> float:
         """Of a level as a whole."""
         terms = 0 if level.terms is None else len(level.terms.first)
         return self.concept * level.n_concepts + self.term * terms
 
 
 def with_interactions(
-    fit: Callable[[int], Level], x: Tensor, below: FloatArray | None, n_total: int, most: int
-) -> Level:
-    """The level of ``most`` concepts or fewer, with terms in products of codes if it is worth more.
+    fit: Callable[[int], SelectionLevel],
+    x: Tensor,
+    below: FloatArray | None,
+    n_total: int,
+    most: int,
+) -> SelectionLevel:
+    """The level of ``most`` concepts or fewer, with terms in products of codes if they pay.
 
     A sum of directions is made to fit rows that bend by more concepts than there are, and may be
     led astray. So where terms are needed, concepts are dropped one by one, and ``fit``, which is
     asked for a level of so many concepts at most, is asked for half as many, as long as a level
-    with terms is worth more for it.
+    with terms scores higher for it.
     """
-    price = Price.of_rows(x, n_total)
+    description_length = DescriptionLength.of_rows(x, n_total)
     level = fit(most)
-    best = _bent(level, x, below, price)
+    best = _bent(level, x, below, description_length)
     if best is None:
         return level
     while most > _FEWEST:
         most = -(-most // 2)
-        other = _bent(fit(most), x, below, price)
-        if other is None or other.worth <= best.worth:
+        other = _bent(fit(most), x, below, description_length)
+        if other is None or other.score <= best.score:
             break
         best = other
-    _simplify(best.level, x, below, best.codes, price, best.level.n_concepts)
+    _simplify(best.level, x, below, best.codes, description_length, best.level.n_concepts)
     return best.level
 
 
 class _Bent(NamedTuple):
-    """A level with terms, what it is worth, and codes (n, c) of its rows."""
+    """A level with terms, its score, and codes (n, c) of its rows."""
 
-    worth: float
-    level: Level
+    score: float
+    level: SelectionLevel
     codes: Tensor
 
     @classmethod
     def of(
-        cls, level: Level, x: Tensor, below: FloatArray | None, codes: Tensor, price: Price
+        cls,
+        level: SelectionLevel,
+        x: Tensor,
+        below: FloatArray | None,
+        codes: Tensor,
+        description_length: DescriptionLength,
     ) -> _Bent:
         """A level with the terms that rows (n, d) need, from codes (n, c) without.
 
-        A level that needs none is worth less than any number here.
+        The score of a level that needs none is minus infinity here.
         """
-        bent, worth = replace(level), -np.inf
+        bent, score = replace(level), -np.inf
         for _ in range(_REFIT_ROUNDS):
-            if not bent.fit_terms(x, codes, price.term):
+            if not bent.fit_terms(x, codes, description_length.term):
                 return cls(-np.inf, level, codes)
-            codes, worth = _refit(bent, x, below, codes, price)
-        return cls(worth, bent, codes)
+            codes, score = _refit(bent, x, below, codes, description_length)
+        return cls(score, bent, codes)
 
 
-def _bent(level: Level, x: Tensor, below: FloatArray | None, price: Price) -> _Bent | None:
+def _bent(
+    level: SelectionLevel,
+    x: Tensor,
+    below: FloatArray | None,
+    description_length: DescriptionLength,
+) -> _Bent | None:
     """The best level with terms, as concepts are dropped one by one; none if terms do not pay.
 
     Concepts are dropped from the level without terms, as these would soon stand in for any.
     """
     straight = replace(level)
-    z, worth = _weigh(level, x, below, torch.from_numpy(level.encode(x, below)), price)
-    best = _Bent.of(straight, x, below, z, price)
-    if best.worth <= worth:
+    z, score = _weigh(level, x, below, torch.from_numpy(level.encode(x, below)), description_length)
+    best = _Bent.of(straight, x, below, z, description_length)
+    if best.score <= score:
         return None
     misses = 0
     while straight.n_concepts > _FEWEST and misses < _PATIENCE:
-        _, z = _simplify(straight, x, below, z, price, straight.n_concepts - 1)
-        bent = _Bent.of(straight, x, below, z, price)
+        _, z = _simplify(straight, x, below, z, description_length, straight.n_concepts - 1)
+        bent = _Bent.of(straight, x, below, z, description_length)
         misses += 1
-        if bent.worth > best.worth:
+        if bent.score > best.score:
             best, misses = bent, 0
     return best
 
 
 def refine(
-    level: Level, x: Tensor, below: FloatArray | None, rounds: int, n_total: int, most: int
+    level: SelectionLevel, x: Tensor, below: FloatArray | None, rounds: int, n_total: int, most: int
 ) -> float:
     """Refine a level in place on a sample of rows; afterwards it has ``most`` concepts or fewer.
 
@@ -212,10 +226,10 @@ def refine(
 
     Returns
     -------
-    What the level is worth: log probability of rows and codes, less the description.
+    The level's score: log probability of rows and codes, less the description length.
     """
     # The sample speaks for all rows, so it pays its share of the description.
-    price = Price.of_rows(x, n_total)
+    description_length = DescriptionLength.of_rows(x, n_total)
     z: Tensor | None = None
     # What is left after the last drop is settled for one more round.
     last = max(rounds - 2, 0)
@@ -225,22 +239,24 @@ def refine(
         z = posterior.codes
         if number % 3 == 2 or number == last:
             bound = int(_ROOM * most) + 1 if number >= last else level.n_concepts
-            z = _Elimination(level, level.projected(x), prior, posterior).run(price.concept, bound)
+            z = _Elimination(level, level.statistics(x), prior, posterior).run(
+                description_length.concept, bound
+            )
         z = level.fit_directions(x, z)
         level.fit_reading(x, z)
         level.fit_prior(z, below if number > 0 else None)
     assert z is not None
-    return _simplify(level, x, below, z, price, most)[0]
+    return _simplify(level, x, below, z, description_length, most)[0]
 
 
-def settled(level: Level, x: Tensor, rounds: int) -> Likelihood:
+def settled(level: SelectionLevel, x: Tensor, rounds: int) -> Likelihood:
     """Codes and likelihood of rows ``x`` (n, d) under a level by itself, refined in place.
 
     Nothing is dropped.
     """
     z: Tensor | None = None
     for _ in range(rounds):
-        z = level.infer(x, level.slab, z).codes
+        z = level.infer(x, level.marginal_prior, z).codes
         z = level.fit_directions(x, z)
         level.fit_reading(x, z)
         level.fit_prior(z, None)
@@ -249,15 +265,20 @@ def settled(level: Level, x: Tensor, rounds: int) -> Likelihood:
 
 
 def _simplify(
-    level: Level, x: Tensor, below: FloatArray | None, start: Tensor, price: Price, most: int
+    level: SelectionLevel,
+    x: Tensor,
+    below: FloatArray | None,
+    start: Tensor,
+    description_length: DescriptionLength,
+    most: int,
 ) -> tuple[float, Tensor]:
-    """Drop concepts in place as long as the level, fitted anew without one, is worth as much.
+    """Drop concepts in place as long as the level, refitted without one, scores as high.
 
     Others were fitted beside a concept that they could stand in for: what they lack for its rows
     at first, they may make up for when fitted without it. Then down to ``most``, whatever it
-    costs. Returns the worth, and the codes.
+    costs. Returns the score, and the codes.
     """
-    z, total = _weigh(level, x, below, start, price)
+    z, total = _weigh(level, x, below, start, description_length)
     names = np.arange(level.n_concepts)
     losses = np.full(level.n_concepts, -np.inf)
     refused: set[int] = set()
@@ -265,12 +286,12 @@ def _simplify(
     while dropped and level.n_concepts > 1:
         dropped = False
         prior = level.prior(below)
-        projected = level.projected(x)
-        elimination = _Elimination(level, projected, prior, projected.codes(prior, z))
+        statistics = level.statistics(x)
+        elimination = _Elimination(level, statistics, prior, statistics.codes(prior, z))
         crowded = level.n_concepts > most
         tried = [j for j, name in enumerate(names) if crowded or name not in refused]
-        best: tuple[float, Level, Tensor, NDArray[np.int64]] | None = None
-        for j in elimination.least_needed(tried, losses, price.concept):
+        best: tuple[float, SelectionLevel, Tensor, NDArray[np.int64]] | None = None
+        for j in elimination.least_needed(tried, losses, description_length.concept):
             left = np.delete(np.arange(level.n_concepts), j)
             codes = elimination.codes_without(j)[:, torch.from_numpy(left)]
             trial = replace(level)
@@ -278,8 +299,8 @@ def _simplify(
             value = -np.inf
             for _ in range(_REFIT_ROUNDS):
                 if trial.terms is not None:
-                    trial.fit_terms(x, codes, price.term)
-                codes, value = _refit(trial, x, below, codes, price)
+                    trial.fit_terms(x, codes, description_length.term)
+                codes, value = _refit(trial, x, below, codes, description_length)
             if best is None or value > best[0]:
                 best = value, trial, codes, left
             if value > total:
@@ -292,78 +313,90 @@ def _simplify(
             dropped = True
     if below is not None:
         level.fit_prior(z, below)
-        z, total = _weigh(level, x, below, z, price)
+        z, total = _weigh(level, x, below, z, description_length)
     level.fit_reading(x, z)
     return total, z
 
 
 def _refit(
-    level: Level, x: Tensor, below: FloatArray | None, codes: Tensor, price: Price
+    level: SelectionLevel,
+    x: Tensor,
+    below: FloatArray | None,
+    codes: Tensor,
+    description_length: DescriptionLength,
 ) -> tuple[Tensor, float]:
-    """Fit all but parents and terms to codes (n, c) in place; the codes after, and the worth."""
+    """Fit all but parents and terms to codes (n, c) in place; the codes after, and the score."""
     codes = level.fit_directions(x, codes)
     level.fit_prior(codes, below, same_parents=True)
-    return _weigh(level, x, below, codes, price)
+    return _weigh(level, x, below, codes, description_length)
 
 
 def _weigh(
-    level: Level, x: Tensor, below: FloatArray | None, start: Tensor, price: Price
+    level: SelectionLevel,
+    x: Tensor,
+    below: FloatArray | None,
+    start: Tensor,
+    description_length: DescriptionLength,
 ) -> tuple[Tensor, float]:
-    """Codes of rows (n, d) from a start (n, c), and what the level is worth with them."""
+    """Codes of rows (n, d) from a start (n, c), and the level's score with them."""
     codes, likely = level.likelihood(x, below, start)
-    return codes, likely - price.of(level)
+    return codes, likely - description_length.of(level)
 
 
 class _Elimination:
     """Concepts of a level leave one by one; directions, noise and prior stay as they are."""
 
     def __init__(
-        self, level: Level, projected: Projected, prior: Slab, posterior: Posterior
+        self,
+        level: SelectionLevel,
+        statistics: SufficientStatistics,
+        prior: SpikeAndSlab,
+        posterior: Posterior,
     ) -> None:
         self.level = level
-        self.projected = projected
-        self.z, self.score = posterior.codes.clone(), posterior.score.clone()
+        self.statistics = statistics
+        self.z, self.log_posterior = posterior.codes.clone(), posterior.log_posterior.clone()
         self.prior = prior._replace(log_odds=prior.log_odds.clone())
         # The prior of a concept that is gone need not say where it is inactive.
         self.saved = inactive(prior, self.z)
 
-    def run(self, price: float, most: int) -> Tensor:
-        """Drop what is worth less than ``price``, and down to ``most``, the least needed first.
+    def run(self, description_length: float, most: int) -> Tensor:
+        """Drop what saves less than ``description_length``, and down to ``most``, the least first.
 
         What a concept is needed for only grows as others go, so a loss that was measured earlier
         is a lower bound, and only the smallest has to be measured again. Returns the codes.
         """
         level = self.level
-        pull = self.projected.projected - self.z @ self.projected.gram + self.z / 2
-        worth = (self.z * pull / self.projected.noise[:, None]).sum(0)
-        likeness = self.projected.gram.clone()
+        pull = self.statistics.projections - self.z @ self.statistics.gram + self.z / 2
+        gain = (self.z * pull / self.statistics.noise[:, None]).sum(0)
+        likeness = self.statistics.gram.clone()
         likeness.fill_diagonal_(0.0)
         # Others can only stand in for a concept that is like them.
-        unlike = (likeness.amax(1) <= _UNLIKE) & (worth > worth.median())
+        unlike = (likeness.amax(1) <= _UNLIKE) & (gain > gain.median())
         queue = [
-            (float(worth[j]) if unlike[j] else self.loss(j, price), j)
+            (float(gain[j]) if unlike[j] else self.loss(j, description_length), j)
             for j in range(level.n_concepts)
         ]
         heapify(queue)
         while len(queue) > 1:
             _, j = heappop(queue)
-            now = self.loss(j, price)
+            now = self.loss(j, description_length)
             if now > queue[0][0] and not isclose(now, queue[0][0]):
                 heappush(queue, (now, j))
                 continue
-            if now >= price and len(queue) + 1 <= most:
+            if now >= description_length and len(queue) + 1 <= most:
                 heappush(queue, (now, j))
                 break
             active = self._active(j)
             rest = self._without(j, active)
-            self.z[active], self.score[active] = rest
+            self.z[active], self.log_posterior[active] = rest
             self.prior.log_odds[..., j] = -torch.inf
         kept = np.sort(np.array([j for _, j in queue], dtype=np.int64))
         level.keep(kept)
         return self.z[:, torch.from_numpy(kept)]
 
     def least_needed(
-        self, concepts: list[int], losses: NDArray[np.float64], price: float
+        self, concepts: list[int], losses: NDArray[np.float64], description_length: float
     ) -> list[int]:
         """The few of some concepts whose losses are smallest, given losses (c,) measured earlier.
 
@@ -376,11 +409,12 @@ class _Elimination:
             if not again:
                 return least
             for j in again:
-                losses[j] = self.loss(j, price)
+                losses[j] = self.loss(j, description_length)
             stale -= again
 
-    def loss(self, j: int, price: float) -> float:
-        """What all rows lose without a concept; roughly where it is clearly above ``price``."""
+    def loss(self, j: int, description_length: float) -> float:
+        """What all rows lose without a concept; roughly where it is clearly above
+        ``description_length``."""
         active = self._active(j)
         saved = float(self.saved[j])
         if len(active) < LEAST_ACTIVE:
@@ -388,9 +422,9 @@ class _Elimination:
         missed = 0.0
         for count in _TRIAL_ROWS:
             some = active[:: max(1, len(active) // count)]
-            left = self._without(j, some).score
-            missed = float((self.score[some] - left).sum()) * len(active) / len(some)
-            if missed - saved > _CLEAR * price:
+            left = self._without(j, some).log_posterior
+            missed = float((self.log_posterior[some] - left).sum()) * len(active) / len(some)
+            if missed - saved > _CLEAR * description_length:
                 break
         return missed - saved
 
@@ -408,4 +442,4 @@ class _Elimination:
         start = self.z[rows].clone()
         start[:, j] = 0.0
         prior = self.prior.rows(rows).without(j)
-        return self.projected.some(rows).codes(prior, start, _TRIAL_STEPS)
+        return self.statistics.some(rows).codes(prior, start, _TRIAL_STEPS)

@@ -24,7 +24,7 @@ _UNDECIDED, _MOST_CHUNKS = 10.0, 24
 
 @dataclass(frozen=True)
 class RankStep:
-    """One step of the sequence of tests: is one more state worth it?
+    """One step of the sequence of tests: does one more state pay?
 
     Attributes
     ----------

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from compute.selection.continuous.coding import Projected, Slab
+from compute.selection.continuous.coding import SpikeAndSlab, SufficientStatistics
 from compute.selection.continuous.interactions import Interactions
 
 N, C, D = 200, 6, 10
@@ -19,7 +19,7 @@ def case():
 
     directions = torch.nn.functional.normalize(normal(C, D), dim=1)
     terms = Interactions(torch.tensor([0, 1, 2]), torch.tensor([3, 2, 2]), 0.5 * normal(3, D))
-    prior = Slab(torch.full((C,), -1.0), 1 + 0.1 * normal(C), torch.full((C,), 0.2))
+    prior = SpikeAndSlab(torch.full((C,), -1.0), 1 + 0.1 * normal(C), torch.full((C,), 0.2))
     active = torch.rand(N, C, generator=generator) < 0.4
     codes = active * (1 + 0.4 * normal(N, C)).clamp(min=0.2)
     noise = 0.02 + 0.02 * torch.rand(N, generator=generator)
@@ -38,35 +38,35 @@ def log_posterior(x, directions, terms, noise, prior, z):
 
 def test_no_change_of_one_code_raises_the_log_posterior(case):
     x, directions, terms, noise, prior, truth = case
-    found = Projected.of(x, directions, noise, terms).codes(prior)
+    found = SufficientStatistics.of(x, directions, noise, terms).codes(prior)
     formula = (x, directions, terms, noise, prior)
-    assert torch.allclose(found.score, log_posterior(*formula, found.codes), atol=1e-3)
+    assert torch.allclose(found.log_posterior, log_posterior(*formula, found.codes), atol=1e-3)
     for j in range(C):
         for value in torch.linspace(0, 3, 61):
             other = found.codes.clone()
             other[:, j] = value
-            assert (log_posterior(*formula, other) < found.score + 0.02).all()
+            assert (log_posterior(*formula, other) < found.log_posterior + 0.02).all()
     # Searched as if there were no terms, rows that have them are misread.
-    plain = Projected.of(x, directions, noise).codes(prior).codes
+    plain = SufficientStatistics.of(x, directions, noise).codes(prior).codes
     wrong = ((found.codes > 0) != (truth > 0)).float().mean()
     assert wrong < 0.8 * ((plain > 0) != (truth > 0)).float().mean()
 
 
 def test_a_search_goes_on_from_its_start_and_never_down(case):
     x, directions, terms, noise, prior, truth = case
-    projected = Projected.of(x, directions, noise, terms)
-    before = projected.codes(prior, truth, most_steps=0)
+    statistics = SufficientStatistics.of(x, directions, noise, terms)
+    before = statistics.codes(prior, truth, most_steps=0)
     assert torch.equal(before.codes, truth)
     assert torch.allclose(
-        before.score, log_posterior(x, directions, terms, noise, prior, truth), atol=1e-3
+        before.log_posterior, log_posterior(x, directions, terms, noise, prior, truth), atol=1e-3
     )
-    assert (projected.codes(prior, truth).score >= before.score).all()
+    assert (statistics.codes(prior, truth).log_posterior >= before.log_posterior).all()
 
 
 def test_terms_along_nothing_change_nothing(case):
     x, directions, terms, noise, prior, _ = case
     nothing = terms._replace(directions=torch.zeros_like(terms.directions))
-    found = Projected.of(x, directions, noise, nothing).codes(prior)
-    plain = Projected.of(x, directions, noise).codes(prior)
-    assert torch.allclose(found.score, plain.score, atol=2e-2)
+    found = SufficientStatistics.of(x, directions, noise, nothing).codes(prior)
+    plain = SufficientStatistics.of(x, directions, noise).codes(prior)
+    assert torch.allclose(found.log_posterior, plain.log_posterior, atol=2e-2)
     assert torch.allclose(found.codes, plain.codes, atol=2e-2)

@@ -7,7 +7,7 @@ import torch
 
 from compute.selection import HierarchicalSelectionModel
 from compute.selection.continuous.interactions import Interactions, needed_pairs
-from compute.selection.continuous.level import Level, least_squares
+from compute.selection.continuous.level import SelectionLevel, least_squares
 from compute.selection.continuous.refinement import best_fit, with_interactions
 from compute.worlds import SelectionWorld
 
@@ -26,11 +26,11 @@ def linear():
 
 def test_pairs_that_bend_the_rows_are_found_and_no_others(linear):
     codes, x = linear
-    noise, price = torch.tensor([0.02**2]), 0.5 * D * log(N)
-    assert not len(needed_pairs(codes, x, noise, price)[0])
+    noise, description_length = torch.tensor([0.02**2]), 0.5 * D * log(N)
+    assert not len(needed_pairs(codes, x, noise, description_length)[0])
     bent = x + torch.outer(codes[:, 0] * codes[:, 3], torch.linspace(-0.3, 0.3, D))
     bent += torch.outer(codes[:, 2].square(), torch.linspace(0.2, -0.1, D))
-    first, second = needed_pairs(codes, bent, noise, price)
+    first, second = needed_pairs(codes, bent, noise, description_length)
     assert sorted(zip(first.tolist(), second.tolist())) == [(0, 3), (2, 2)]
 
 
@@ -44,14 +44,14 @@ def test_terms_of_dropped_concepts_go_and_others_follow_theirs():
     assert torch.equal(left(z), 6 * directions[1:2] + 9 * directions[2:3])
 
 
-def test_a_level_has_terms_where_it_is_worth_more_for_them(linear):
+def test_a_level_has_terms_where_they_raise_its_score(linear):
     codes, x = linear
 
     def found(rows):
         def fit(most):
             solution = least_squares(codes, rows)
             directions = torch.nn.functional.normalize(solution[:-1], dim=1)
-            start = Level.start(rows, directions, solution[-1], codes)
+            start = SelectionLevel.start(rows, directions, solution[-1], codes)
             return best_fit([start], rows, None, 4, N, most)
 
         return with_interactions(fit, rows, None, N, C)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from compute.dictionaries.evaluation import match_directions
-from compute.selection.continuous.level import Level, least_squares
+from compute.selection.continuous.level import SelectionLevel, least_squares
 from compute.selection.continuous.refinement import best_fit
 
 N, D, C = 1500, 8, 5
@@ -23,7 +23,7 @@ def rows():
 def start(x, codes):
     solution = least_squares(codes, x)
     directions = torch.nn.functional.normalize(solution[:-1], dim=1)
-    return Level.start(x, directions, solution[-1], codes)
+    return SelectionLevel.start(x, directions, solution[-1], codes)
 
 
 def likeness(level, directions):
