@@ -1,4 +1,4 @@
-"""Candidate parents of every whole, and what each of them is worth."""
+"""Candidate parents of every whole, and what each of them contributes to the fit."""
 
 from __future__ import annotations
 
@@ -8,9 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import chi2
 
-from compute.graphs.elimination import Basis, Moments, Path, eliminate, standardise
+from compute.graphs.elimination import (
+    Basis,
+    EliminationPath,
+    FeatureMoments,
+    eliminate,
+    standardise,
+)
 from compute.graphs.jobs import in_parallel
-from compute.graphs.rows import Correlations, Rows
+from compute.graphs.level_pairs import Correlations, LevelPair
 from compute.graphs.screening import forward_select, pick_siblings
 
 # Candidates per whole; the elimination is cubic in their number.
@@ -19,7 +25,7 @@ _SIBLINGS = 4
 # Fewer rows per feature than this and only linear features are used.
 _ROWS_PER_FEATURE = 8
 _WHOLES_AT_ONCE = 128
-# Forward selection takes the best of p parts; a step is worth carrying into the elimination if
+# Forward selection takes the best of p parts; a step is carried into the elimination if
 # less than this many of such steps would gain as much by chance.
 _CHANCE_STEPS = 0.02
 
@@ -33,7 +39,8 @@ class Candidates:
     part
         (w, m) int: candidate parents.
     share, evidence, freedom
-        (w, m): as in :class:`compute.graphs.elimination.Path`; 0 where there is no candidate.
+        (w, m): as in :class:`compute.graphs.elimination.EliminationPath`; 0 where there is no
+        candidate.
     siblings
         (w, s) int: the sibling wholes conditioned on.
     quadratic
@@ -48,7 +55,7 @@ class Candidates:
     quadratic: bool
 
 
-def find_candidates(rows: Rows, corr: Correlations) -> Candidates:
+def find_candidates(rows: LevelPair, corr: Correlations) -> Candidates:
     """Screen the parts for every whole and run the elimination on what is left."""
     p, w = corr.cross.shape
     n_siblings = min(_SIBLINGS, w - 1)
@@ -67,8 +74,8 @@ def find_candidates(rows: Rows, corr: Correlations) -> Candidates:
         chosen, gain = forward_select(corr.parts, corr.cross[:, group], most, least)
         m = chosen.shape[1]
         part[group, :m] = chosen
-        worth = gain > least
-        count = np.where(worth.any(axis=1), m - worth[:, ::-1].argmax(axis=1), 0)
+        gained = gain > least
+        count = np.where(gained.any(axis=1), m - gained[:, ::-1].argmax(axis=1), 0)
         siblings[group] = pick_siblings(
             corr.parts, corr.cross, corr.wholes, chosen, group, n_siblings
         )
@@ -84,24 +91,24 @@ def find_candidates(rows: Rows, corr: Correlations) -> Candidates:
 
 
 def elimination_path(
-    rows: Rows,
+    rows: LevelPair,
     wholes: NDArray[np.int64],
     parts: NDArray[np.int64],
     siblings: NDArray[np.int64],
     quadratic: bool,
-) -> Path:
+) -> EliminationPath:
     """Eliminate the (g, k) candidate ``parts`` of g ``wholes``."""
     basis = Basis(parts.shape[1], siblings.shape[1] + rows.n_controls, quadratic)
     return eliminate(_moments(rows, wholes, parts, siblings, basis), basis)
 
 
 def _moments(
-    rows: Rows,
+    rows: LevelPair,
     wholes: NDArray[np.int64],
     parts: NDArray[np.int64],
     siblings: NDArray[np.int64],
     basis: Basis,
-) -> Moments:
+) -> FeatureMoments:
     d = basis.size + 1
     second = np.empty((len(wholes), d, d), dtype=np.float64)
     first = np.empty((len(wholes), d), dtype=np.float64)

@@ -26,7 +26,7 @@ _EXPECTED_FALSE = 0.05
 _RAREST_CHANCE = 1e-6
 
 # What is known before seeing data of leaks and of edges: mean and standard deviation of log loss
-# share, and how many observations that knowledge is worth. Leaks lie near 0.1 %, edges near 15 %
+# share, and how many observations that knowledge counts for. Leaks lie near 0.1 %, edges near 15 %
 # across gates, codes and correlations (tests/benchmarks/graphs.py).
 _LEAK, _EDGE = (np.log(0.001), 0.9), (np.log(0.15), 1.1)
 _PRIOR_WEIGHT = 20.0

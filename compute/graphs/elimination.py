@@ -2,9 +2,9 @@
 
 Each whole is regressed on the complete quadratic of its candidate parents – values, squares and
 products, which is what a threshold, an AND and an OR bend into – and on its sibling wholes. What a
-parent is worth is what the fit loses when its whole block of features is withheld: its value, its
-square and every product it takes part in. As the blocks are nested in one matrix of second moments,
-the complete elimination path needs no further look at data.
+parent contributes is what the fit loses when its whole block of features is withheld: its value,
+its square and every product it takes part in. As the blocks are nested in one matrix of second
+moments, the complete elimination path needs no further look at data.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Basis:
 
 
 @dataclass(frozen=True)
-class Moments:
+class FeatureMoments:
     """Standardised second moments of the features of many wholes.
 
     Attributes
@@ -106,7 +106,9 @@ class Moments:
     n: int
 
 
-def standardise(second: NDArray[np.floating], first: NDArray[np.floating], n: int) -> Moments:
+def standardise(
+    second: NDArray[np.floating], first: NDArray[np.floating], n: int
+) -> FeatureMoments:
     """Turn raw sums over n rows – (w, d, d) products and (w, d) features – into moments."""
     mean = first / n
     cov = second / n - mean[:, :, None] * mean[:, None, :]
@@ -116,11 +118,13 @@ def standardise(second: NDArray[np.floating], first: NDArray[np.floating], n: in
     scale = np.sqrt(np.where(alive, variance, 1.0))
     factor = np.where(alive, 1.0 / scale, 0.0)
     corr = (cov * factor[:, :, None] * factor[:, None, :]).astype(np.float64)
-    return Moments(corr[:, :-1, :-1], corr[:, :-1, -1], alive[:, :-1], mean, np.asarray(scale), n)
+    return FeatureMoments(
+        corr[:, :-1, :-1], corr[:, :-1, -1], alive[:, :-1], mean, np.asarray(scale), n
+    )
 
 
 @dataclass(frozen=True)
-class Path:
+class EliminationPath:
     """Backward elimination of every candidate of every whole.
 
     Attributes
@@ -140,9 +144,9 @@ class Path:
 
 
 def block_losses(
-    moments: Moments, keep: NDArray[np.bool_], blocks: NDArray[np.intp]
+    moments: FeatureMoments, keep: NDArray[np.bool_], blocks: NDArray[np.intp]
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]:
-    """Return what each candidate's block is worth in the fit on the kept features.
+    """Return what each candidate's block contributes to the fit on the kept features.
 
     Returns
     -------
@@ -162,8 +166,8 @@ def block_losses(
     return loss, keep[:, blocks].sum(axis=2), explained
 
 
-def eliminate(moments: Moments, basis: Basis) -> Path:
-    """Drop the candidate that is worth least, again and again, until none is left."""
+def eliminate(moments: FeatureMoments, basis: Basis) -> EliminationPath:
+    """Drop the candidate that contributes least, again and again, until none is left."""
     w, m = len(moments.gram), basis.candidates
     rows = np.arange(w)
     keep = np.ones((w, basis.size), dtype=np.bool_)
@@ -187,4 +191,4 @@ def eliminate(moments: Moments, basis: Basis) -> Path:
         freedom_at[rows, least] = freedom[rows, least]
         gone[rows, least] = True
         keep[rows[:, None], basis.blocks[least]] = False
-    return Path(share_at, evidence_at, freedom_at)
+    return EliminationPath(share_at, evidence_at, freedom_at)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from compute.graphs.elimination import RIDGE, Basis, Moments, block_losses, standardise
+from compute.graphs.elimination import RIDGE, Basis, FeatureMoments, block_losses, standardise
 
 # Rows are cut in this many blocks; every choice of half of them that holds block 0, and its
 # complement, is a half-sample: complementary pairs, as in Shah & Samworth (2013).
@@ -121,7 +121,7 @@ class _Fit(NamedTuple):
     beta: NDArray[np.float64]
 
 
-def _fit(moments: Moments, size: int) -> _Fit:
+def _fit(moments: FeatureMoments, size: int) -> _Fit:
     """Regress on the first ``size`` features."""
     live = moments.live[0, :size]
     gram = moments.gram[0, :size, :size] * (live[:, None] & live)
@@ -138,7 +138,7 @@ def _towards(fit: _Fit, own: NDArray[np.intp]) -> NDArray[np.float64]:
 
 def _scores(
     features: NDArray[np.float32],
-    moments: Moments,
+    moments: FeatureMoments,
     toward: NDArray[np.float64],
     beta: NDArray[np.float64],
     loss: NDArray[np.float64],

@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import chi2
 
 from compute.graphs.elimination import Basis, block_losses, standardise
-from compute.graphs.rows import Close
+from compute.graphs.level_pairs import Close
 
 _FEWEST_ROWS = 50
 # An edge is missing from an environment that holds less than this share of the loss it has where it

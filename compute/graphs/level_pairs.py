@@ -34,7 +34,7 @@ class Close(NamedTuple):
     whole: NDArray[np.float32]
 
 
-class Rows(Protocol):
+class LevelPair(Protocol):
     """What recovery needs to see of the data."""
 
     n: int
@@ -59,7 +59,7 @@ class Rows(Protocol):
         """
 
 
-class DenseRows:
+class DenseLevelPair:
     """Two dense levels. The last control is the sum of all other wholes: what selection sees."""
 
     def __init__(self, parts: DenseColumns, wholes: DenseColumns) -> None:
@@ -98,7 +98,7 @@ class DenseRows:
         return np.asarray(np.square(x.T @ np.stack(residuals, axis=1) / np.float32(self.n)))
 
 
-class SparseRows:
+class SparseLevelPair:
     """Two sparse levels. Their residuals are not sparse, so there is no second look at them."""
 
     def __init__(self, parts: SparseColumns, wholes: SparseColumns) -> None:

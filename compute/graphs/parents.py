@@ -11,14 +11,14 @@ from compute.graphs.candidates import Candidates, elimination_path
 from compute.graphs.decision import Bar, beyond_chance
 from compute.graphs.evidence import WholeEvidence, weigh
 from compute.graphs.jobs import in_parallel
-from compute.graphs.rows import Rows
+from compute.graphs.level_pairs import LevelPair
 
 # An edge must be carried by more rows than this, as counted by its heteroscedasticity-consistent
 # chi-squared. Two codes that are each present in few rows meet eight times by chance less than
 # once in a million pairs wherever meeting eight times would look significant to the first test.
 _FEWEST_CARRIERS = 8.0
-# The second search starts where the residual still goes with a part by this share of the bar; it
-# takes this many parts in, most of them neighbours of the one that was missed.
+# The second search starts where the residual's squared correlation with a part is this share of the
+# bar; it takes this many parts in, most of them neighbours of the one that was missed.
 _SUSPICION = 0.25
 _SECOND_LOOK = 4
 _WHOLES_AT_ONCE = 128
@@ -32,7 +32,7 @@ class Parents(NamedTuple):
     residual: NDArray[np.float32] | None
 
 
-def find_parents(rows: Rows, found: Candidates, bar: Bar, n_pairs: int) -> dict[int, Parents]:
+def find_parents(rows: LevelPair, found: Candidates, bar: Bar, n_pairs: int) -> dict[int, Parents]:
     """Settle the parents of every whole that has any.
 
     Screening sees first-order effects only, so a parent that mostly acts together with others can
@@ -64,7 +64,7 @@ def find_parents(rows: Rows, found: Candidates, bar: Bar, n_pairs: int) -> dict[
 
 
 def _settle(
-    rows: Rows, found: Candidates, j: int, parts: NDArray[np.int64], bar: Bar
+    rows: LevelPair, found: Candidates, j: int, parts: NDArray[np.int64], bar: Bar
 ) -> Parents | None:
     parts = np.sort(parts)
     while len(parts):
@@ -78,8 +78,10 @@ def _settle(
     return None
 
 
-def _second_look(rows: Rows, settled: dict[int, Parents], bar: Bar) -> dict[int, NDArray[np.int64]]:
-    """Return, for wholes whose residual still goes with other parts, the foremost of those."""
+def _second_look(
+    rows: LevelPair, settled: dict[int, Parents], bar: Bar
+) -> dict[int, NDArray[np.int64]]:
+    """For wholes whose residual still correlates with other parts, the strongest of those."""
     wholes = list(settled)
     residuals = [parents.residual for parents in settled.values() if parents.residual is not None]
     if not residuals:

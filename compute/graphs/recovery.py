@@ -14,6 +14,7 @@ from compute.graphs.decision import Bar, beyond_chance, set_bar
 from compute.graphs.direction import kind_of
 from compute.graphs.invariance import check_environment, invariant_parts
 from compute.graphs.jobs import in_parallel, single_threaded_blas
+from compute.graphs.level_pairs import Correlations, DenseLevelPair, LevelPair, SparseLevelPair
 from compute.graphs.parents import find_parents
 from compute.graphs.regression_columns import (
     FEWEST_ROWS,
@@ -22,7 +23,6 @@ from compute.graphs.regression_columns import (
     sparse_columns,
 )
 from compute.graphs.result import EdgeRecovery
-from compute.graphs.rows import Correlations, DenseRows, Rows, SparseRows
 
 # Inputs of more cells than this stay sparse (or become so, if at most a tenth is non-zero).
 _DENSE_CELLS = 20_000_000
@@ -76,18 +76,18 @@ def recover_edges(
         return recover_from(rows, rows.correlations(), labels)
 
 
-def look_at(lower: Any, upper: Any) -> Rows:
+def look_at(lower: Any, upper: Any) -> LevelPair:
     """Prepare two checked levels, dense or sparse by their size and filling."""
     cells = lower.shape[0] * (lower.shape[1] + upper.shape[1])
     filled = sum(int(m.nnz) if hasattr(m, "nnz") else np.count_nonzero(m) for m in (lower, upper))
     if cells > _DENSE_CELLS and filled < _SPARSE_SHARE * cells:
-        return SparseRows(sparse_columns(lower), sparse_columns(upper))
+        return SparseLevelPair(sparse_columns(lower), sparse_columns(upper))
     lower, upper = (m.toarray() if hasattr(m, "toarray") else m for m in (lower, upper))
-    return DenseRows(dense_columns(lower), dense_columns(upper))
+    return DenseLevelPair(dense_columns(lower), dense_columns(upper))
 
 
 def recover_from(
-    rows: Rows, corr: Correlations, environment: NDArray[np.int64] | None
+    rows: LevelPair, corr: Correlations, environment: NDArray[np.int64] | None
 ) -> EdgeRecovery:
     """Recover the edges from prepared rows and the correlations of all rows."""
     p, w = corr.cross.shape

@@ -19,7 +19,7 @@ EdgeMatrix = NDArray[np.float64] | sparse.csr_array
 DENSE_CELLS = 16_000_000
 
 
-class Edge(NamedTuple):
+class RecoveredEdge(NamedTuple):
     """One edge part → whole with its evidence; see :class:`EdgeRecovery` for the terms."""
 
     part: int
@@ -117,11 +117,11 @@ class EdgeRecovery:
         """(p, w) bool: True on invariant edges; ``None`` when no environments were given."""
         return None if self.edge_invariant is None else self._matrix(self.edge_invariant)
 
-    def edges(self) -> Iterator[Edge]:
+    def edges(self) -> Iterator[RecoveredEdge]:
         """Yield the edges, ordered by whole, then by part."""
         for e in range(self.n_edges):
             invariant = None if self.edge_invariant is None else bool(self.edge_invariant[e])
-            yield Edge(
+            yield RecoveredEdge(
                 int(self.part[e]),
                 int(self.whole[e]),
                 float(self.edge_strength[e]),

@@ -11,10 +11,10 @@ from scipy import sparse
 
 from compute.graphs.invariance import check_environment
 from compute.graphs.jobs import single_threaded_blas
+from compute.graphs.level_pairs import Correlations, add_products, no_products
 from compute.graphs.recovery import look_at, recover_from
 from compute.graphs.regression_columns import FEWEST_ROWS, check_level
 from compute.graphs.result import EdgeRecovery
-from compute.graphs.rows import Correlations, add_products, no_products
 
 # Screening uses all rows; the closer look at each whole uses this many, drawn evenly.
 MOST_ROWS_KEPT = 1_000_000

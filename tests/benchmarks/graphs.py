@@ -4,7 +4,8 @@
 
 Writes to ``tests/benchmarks/results/``:
 
-- ``graphs_decisions.csv``: F1 of parts → wholes and wholes → tops by world, n and seed, with kinds;
+- ``graphs_decisions.csv``: F1 of parts → wholes and wholes → top level by world, n and seed, with
+  kinds;
 - ``graphs_reliability.csv``: how often edges of a confidence were right, and null worlds; drawn as
   ``graphs_reliability.png`` where matplotlib is installed;
 - ``graphs_rivals.csv``: F1 and processor seconds of every method at 66 and 260 variables;

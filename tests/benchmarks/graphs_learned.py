@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python tests/benchmarks/graphs_learned.py [--worlds …] [--seeds 3]
 
-Worlds with known variables and edges: ``vectors`` (parts, wholes and tops, mixed by a random
+Worlds with known variables and edges: ``vectors`` (parts, wholes and a top level, mixed by a random
 matrix), ``grammar`` and ``sprites`` (through the trained models of ``trained_models.py``: a GPT-2
 and a StableDiffusionPipeline). Every row of ``results/graphs_learned.csv`` is the F1 of the edges
 between two adjacent levels
