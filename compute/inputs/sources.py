@@ -20,7 +20,7 @@ from storage.sealing.damage import CorruptFile
 from storage.sealing.seals import Files, SealedFolder, seal_files
 
 if TYPE_CHECKING:
-    from compute.models.adapter import Level
+    from compute.models.adapter import ModelLevel
     from compute.models.diffusion_facts import DiffusionFacts
     from compute.models.language_facts import LanguageFacts
 
@@ -320,7 +320,7 @@ def load_samples(files: Files) -> Samples:
     return Gallery.load(files) if files.exists(GALLERY_FILE) else Corpus.load(files)
 
 
-def _places(levels: Sequence[LevelSettings]) -> tuple[Level, ...]:
-    from compute.models.adapter import Level
+def _places(levels: Sequence[LevelSettings]) -> tuple[ModelLevel, ...]:
+    from compute.models.adapter import ModelLevel
 
-    return tuple(Level(level.name, level.hookpoint, level.timestep) for level in levels)
+    return tuple(ModelLevel(level.name, level.hookpoint, level.timestep) for level in levels)

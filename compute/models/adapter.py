@@ -18,7 +18,7 @@ _PATH_SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 
 
 @dataclass(frozen=True, slots=True)
-class Level:
+class ModelLevel:
     """One level of a hierarchy: where in the model, and (diffusion) when in the denoising.
 
     A tuple of levels is ordered from the lowest (details) to the highest (wholes).
@@ -46,7 +46,7 @@ class Level:
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class ActivationRows:
     """Aligned activation rows: row r is the same sample and position at every level.
 
     Attributes
@@ -76,7 +76,7 @@ class ModelAdapter(ABC, Generic[Item]):
     """
 
     batch_size: int
-    levels: tuple[Level, ...]
+    levels: tuple[ModelLevel, ...]
     widths: dict[str, int]
 
     @abstractmethod
@@ -88,7 +88,7 @@ class ModelAdapter(ABC, Generic[Item]):
         """Return the number of rows ``item`` yields, without a forward pass."""
 
     @abstractmethod
-    def extract(self, items: Sequence[Item]) -> Rows:
+    def extract(self, items: Sequence[Item]) -> ActivationRows:
         """Return the rows of ``items``, in item order; one pass feeds all levels."""
 
     @abstractmethod
@@ -96,7 +96,7 @@ class ModelAdapter(ABC, Generic[Item]):
         """Return JSON-ready provenance: model id, class, parameters, sha256, dtype, device."""
 
 
-def check_levels(levels: Sequence[Level]) -> tuple[Level, ...]:
+def check_levels(levels: Sequence[ModelLevel]) -> tuple[ModelLevel, ...]:
     """Return ``levels`` as a tuple, refusing none at all and two of one name.
 
     Raises

@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from compute.models.adapter import ModelAdapter, Rows
+from compute.models.adapter import ActivationRows, ModelAdapter
 
 Item = TypeVar("Item")
 
@@ -51,7 +51,7 @@ def check_adapter(
         assert key in described, f"describe() lacks {key!r}"
 
 
-def _check_shapes(adapter: ModelAdapter[Item], items: Sequence[Item], rows: Rows) -> None:
+def _check_shapes(adapter: ModelAdapter[Item], items: Sequence[Item], rows: ActivationRows) -> None:
     n = sum(adapter.rows_of(item) for item in items)
     assert list(rows.activations) == [level.name for level in adapter.levels]
     assert adapter.widths.keys() == rows.activations.keys()
@@ -82,7 +82,7 @@ def _check_names(adapter: ModelAdapter[Item]) -> None:
 
 
 def _check_composition(
-    adapter: ModelAdapter[Item], items: Sequence[Item], rows: Rows, tolerance: float
+    adapter: ModelAdapter[Item], items: Sequence[Item], rows: ActivationRows, tolerance: float
 ) -> None:
     """Each item alone gives its own slice of the whole, in order."""
     begin = 0

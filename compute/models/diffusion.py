@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from compute.models.adapter import Level, ModelAdapter, Rows
+from compute.models.adapter import ActivationRows, ModelAdapter, ModelLevel
 from compute.models.denoisers import Denoiser
 from compute.models.devices import choose_device, choose_dtype, largest_batch
 from compute.models.diffusion_facts import DiffusionFacts, probe, read_json
@@ -77,7 +77,7 @@ class DiffusionModel(ModelAdapter[Prompt | Image]):
     pipeline: Any
     facts: DiffusionFacts
     denoiser: Denoiser
-    levels: tuple[Level, ...]
+    levels: tuple[ModelLevel, ...]
     dtype: torch.dtype
     device: torch.device
     steps: int
@@ -99,7 +99,7 @@ class DiffusionModel(ModelAdapter[Prompt | Image]):
         cls,
         source: str | Path,
         *,
-        levels: Sequence[Level],
+        levels: Sequence[ModelLevel],
         dtype: str | torch.dtype = "auto",
         device: str | torch.device = "auto",
         steps: int = 50,
@@ -163,7 +163,7 @@ class DiffusionModel(ModelAdapter[Prompt | Image]):
         """Return the number of patches of the grid."""
         return self.grid.height * self.grid.width
 
-    def extract(self, items: Sequence[Prompt | Image]) -> Rows:
+    def extract(self, items: Sequence[Prompt | Image]) -> ActivationRows:
         """Return one row per item and patch, in item order.
 
         Raises
@@ -194,7 +194,7 @@ class DiffusionModel(ModelAdapter[Prompt | Image]):
                 activations[name][begin * n_patches : begin * n_patches + len(rows)] = rows
         samples = np.array([item.sample for item in items], dtype=np.int64)
         patches = np.tile(np.arange(n_patches), len(items))
-        return Rows(
+        return ActivationRows(
             activations,
             np.repeat(samples, n_patches),
             patches.astype(np.int32),

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import torch
 
-from compute.models.adapter import Level, check_levels
+from compute.models.adapter import ModelLevel, check_levels
 from compute.models.denoisers import DENOISERS, Denoiser
 from compute.models.hooks import (
     Hookpoint,
@@ -93,7 +93,7 @@ class DiffusionFacts:
         """Return the names a level's hookpoint may take (each also as ``.input``, ``.update``)."""
         return list(self.points())
 
-    def check(self, levels: Sequence[Level]) -> tuple[Level, ...]:
+    def check(self, levels: Sequence[ModelLevel]) -> tuple[ModelLevel, ...]:
         """Return ``levels`` with patterns spelt out.
 
         Raises
@@ -108,7 +108,7 @@ class DiffusionFacts:
                 )
         return check_levels(expand_levels(self.points(), levels))
 
-    def shapes(self, levels: Sequence[Level]) -> dict[str, tuple[int, int, int]]:
+    def shapes(self, levels: Sequence[ModelLevel]) -> dict[str, tuple[int, int, int]]:
         """Return level name → (width, patches down, patches across), by a run without weights.
 
         Raises
@@ -121,7 +121,7 @@ class DiffusionFacts:
 @torch.inference_mode()
 def probe(
     denoiser: Denoiser,
-    levels: Sequence[Level],
+    levels: Sequence[ModelLevel],
     device: torch.device,
     dtype: torch.dtype,
     batch: int = 1,

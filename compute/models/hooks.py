@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from compute.models.adapter import Level, check_levels, slug
+from compute.models.adapter import ModelLevel, check_levels, slug
 
 Take = Literal["output", "input", "update"]
 
@@ -97,8 +97,8 @@ def find_hookpoint(points: Mapping[str, Hookpoint], name: str) -> Hookpoint:
 
 
 def expand_levels(
-    points: Mapping[str, Hookpoint], levels: Sequence[Level | str]
-) -> tuple[Level, ...]:
+    points: Mapping[str, Hookpoint], levels: Sequence[ModelLevel | str]
+) -> tuple[ModelLevel, ...]:
     """Return ``levels`` with names made and fnmatch patterns spelt out, in the given order.
 
     A string is a hookpoint or a pattern (``layers.*.output``); a pattern stands for its matches in
@@ -108,9 +108,9 @@ def expand_levels(
     ------
     ValueError : nothing matches, or two levels come out with one name.
     """
-    expanded: list[Level] = []
+    expanded: list[ModelLevel] = []
     for wanted in levels:
-        level = Level(slug(wanted), wanted) if isinstance(wanted, str) else wanted
+        level = ModelLevel(slug(wanted), wanted) if isinstance(wanted, str) else wanted
         if not any(character in level.hookpoint for character in "*?["):
             find_hookpoint(points, level.hookpoint)
             expanded.append(level)
@@ -122,7 +122,7 @@ def expand_levels(
             when = "" if level.timestep is None else f"-t{level.timestep:03d}"
             own_name = len(matches) == 1 and not isinstance(wanted, str)
             expanded.append(
-                Level(level.name if own_name else slug(name) + when, name, level.timestep)
+                ModelLevel(level.name if own_name else slug(name) + when, name, level.timestep)
             )
     return check_levels(expanded)
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from compute.models.adapter import Level, ModelAdapter, Rows
+from compute.models.adapter import ActivationRows, ModelAdapter, ModelLevel
 from compute.models.devices import choose_device, choose_dtype, largest_batch
 from compute.models.hooks import (
     Hookpoint,
@@ -132,7 +132,7 @@ class LanguageModel(ModelAdapter[Context]):
 
     model: nn.Module
     facts: LanguageFacts
-    levels: tuple[Level, ...]
+    levels: tuple[ModelLevel, ...]
     dtype: torch.dtype
     device: torch.device
     context_length: int
@@ -156,7 +156,7 @@ class LanguageModel(ModelAdapter[Context]):
         cls,
         source: str | Path,
         *,
-        levels: Sequence[Level | str],
+        levels: Sequence[ModelLevel | str],
         dtype: str | torch.dtype = "auto",
         device: str | torch.device = "auto",
         gguf_file: str | None = None,
@@ -226,7 +226,7 @@ class LanguageModel(ModelAdapter[Context]):
         """Return the number of tokens of ``item`` that are not special tokens."""
         return int(self._ordinary(item).sum())
 
-    def extract(self, items: Sequence[Context]) -> Rows:
+    def extract(self, items: Sequence[Context]) -> ActivationRows:
         """Return one row per ordinary token of ``items``, in their order.
 
         Raises
@@ -249,7 +249,7 @@ class LanguageModel(ModelAdapter[Context]):
                 rows = tensor.reshape(-1, tensor.shape[-1]).index_select(0, taken)
                 activations[name][filled : filled + len(index)] = rows
             filled += len(index)
-        return Rows(activations, *_bookkeeping(items, kept))
+        return ActivationRows(activations, *_bookkeeping(items, kept))
 
     def describe(self) -> Mapping[str, Any]:
         """Return the model's provenance, JSON-ready."""

@@ -12,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from compute.models.adapter import Level
+from compute.models.adapter import ModelLevel
 from compute.models.hooks import Hookpoint, expand_levels, find_hookpoint, language_hookpoints
 from compute.models.weight_files import Source, resolve_source
 
@@ -83,7 +83,7 @@ class LanguageFacts:
         """Return the names a level's hookpoint may take."""
         return list(self.points())
 
-    def check(self, levels: Sequence[Level | str]) -> tuple[Level, ...]:
+    def check(self, levels: Sequence[ModelLevel | str]) -> tuple[ModelLevel, ...]:
         """Return ``levels`` with names made and patterns spelt out.
 
         Raises

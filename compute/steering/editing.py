@@ -14,8 +14,8 @@ from compute.steering.concept_levels import ConceptLevel
 from compute.steering.concept_reader import ConceptReader
 from compute.steering.distance import DistanceMeter
 from compute.steering.edits import Edit
-from compute.steering.places import Moment, Rows
-from compute.steering.running import Change
+from compute.steering.places import Moment, PlaceRows
+from compute.steering.running import RowChange
 
 __all__ = ["LevelEdits", "check_edit", "nearest_timestep"]
 
@@ -49,7 +49,7 @@ class LevelEdits:
         self._reader = ConceptReader(level.dictionary, concepts)
         self._meter = meter
 
-    def __call__(self, rows: Rows, moment: Moment) -> Change | None:
+    def __call__(self, rows: PlaceRows, moment: Moment) -> RowChange | None:
         """Return what the edits add to the rows of one forward pass.
 
         Raises
@@ -84,7 +84,7 @@ class LevelEdits:
             return None
         delta = difference[touched] @ self._reader.directions
         self._meter.took(chosen[touched], delta, edited[touched], codes[touched])
-        return Change(flat[touched], delta)
+        return RowChange(flat[touched], delta)
 
     def _is_due(self, edit: Edit, moment: Moment) -> bool:
         if moment.timestep is None:
@@ -98,7 +98,13 @@ class LevelEdits:
         return nearest_timestep(self._timesteps, moment.timestep) == own
 
     def _apply(
-        self, edit: Edit, code: Tensor, weight: Tensor, rows: Rows, moment: Moment, flat: Tensor
+        self,
+        edit: Edit,
+        code: Tensor,
+        weight: Tensor,
+        rows: PlaceRows,
+        moment: Moment,
+        flat: Tensor,
     ) -> Tensor:
         """Return the new codes ``(r,)`` of one concept at the chosen rows."""
         where = weight > 0
@@ -157,7 +163,7 @@ def check_edit(edit: Edit, level: ConceptLevel, *, diffusion: bool) -> None:
         level.largest_of(edit.index)
 
 
-def _weights(edit: Edit, rows: Rows, moment: Moment) -> Tensor:
+def _weights(edit: Edit, rows: PlaceRows, moment: Moment) -> Tensor:
     """Return how much of an edit each row takes, ``(b, p)`` in 0..1."""
     batch, positions, _ = rows.values.shape
     device = rows.values.device
@@ -184,7 +190,7 @@ def _bounds(positions: slice, absolute: Any) -> tuple[int, int, int]:
     return start, int(absolute[-1]) + 1 if stop is None else stop, step
 
 
-def _resized(values: Any, rows: Rows, device: torch.device) -> Tensor:
+def _resized(values: Any, rows: PlaceRows, device: torch.device) -> Tensor:
     """Bring ``(h, w)`` to the level's patches, ``(p,)`` row-major."""
     grid = rows.grid
     picture = torch.as_tensor(np.asarray(values, dtype=np.float32), device=device)[None, None]
@@ -198,7 +204,7 @@ def _resized(values: Any, rows: Rows, device: torch.device) -> Tensor:
     return picture.reshape(-1)
 
 
-def _spread(value: Any, rows: Rows, moment: Moment) -> Tensor:
+def _spread(value: Any, rows: PlaceRows, moment: Moment) -> Tensor:
     """Return the value to set at every row, ``(b, p)``."""
     batch, positions, _ = rows.values.shape
     device = rows.values.device

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from compute.steering.concept_levels import ConceptLevel, concept_levels, moved
 from compute.steering.editing import nearest_timestep
-from compute.steering.places import Moment, Rows, Target
+from compute.steering.places import Moment, PlaceRows, Target
 from compute.steering.running import Interventions, Probe
 
 __all__ = ["Found", "contrast", "find_by_word", "mean_codes", "saeuron_scores", "strongest"]
@@ -171,7 +171,7 @@ class _Sum:
         self._sum: torch.Tensor | None = None
         self._rows = 0
 
-    def __call__(self, rows: Rows, moment: Moment) -> None:
+    def __call__(self, rows: PlaceRows, moment: Moment) -> None:
         own = self._level.timestep
         now = moment.timestep
         if own is not None and now is not None and nearest_timestep(self._timesteps, now) != own:

@@ -19,7 +19,7 @@ from compute.models.hooks import (
 )
 from compute.models.patches import feature_map
 
-__all__ = ["Moment", "Rows", "Target"]
+__all__ = ["Moment", "PlaceRows", "Target"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Moment:
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class PlaceRows:
     """A place's activations as rows, and the way back.
 
     Attributes
@@ -55,7 +55,7 @@ class Rows:
     grid: tuple[int, int] | None
 
     @classmethod
-    def of(cls, tensor: Tensor, point: Hookpoint, moment: Moment, diffusion: bool) -> Rows:
+    def of(cls, tensor: Tensor, point: Hookpoint, moment: Moment, diffusion: bool) -> PlaceRows:
         """Lay out what a place gives: ``(b, t, d)``, ``(b·t, d)``, ``(b, d, h, w)`` or tokens.
 
         Raises

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from compute.models.hooks import TEXT_FIRST, Hookpoint, stream_in, stream_out
-from compute.steering.places import Moment, Rows, Target
+from compute.steering.places import Moment, PlaceRows, Target
 
-__all__ = ["AlreadySteered", "Change", "Intervention", "Interventions", "Probe"]
+__all__ = ["AlreadySteered", "Intervention", "Interventions", "Probe", "RowChange"]
 
 _lock = threading.Lock()
 _owned: WeakSet[nn.Module] = WeakSet()
@@ -24,7 +24,7 @@ class AlreadySteered(RuntimeError):
     """A model that is being steered cannot be steered again until the first block has ended."""
 
 
-class Change(NamedTuple):
+class RowChange(NamedTuple):
     """What an intervention adds: ``delta (r, d)`` float32 at the flat rows ``rows (r,)``."""
 
     rows: Tensor
@@ -34,14 +34,14 @@ class Change(NamedTuple):
 class Intervention(Protocol):
     """Decides, for the rows that a place gives in one forward pass, what to add to which."""
 
-    def __call__(self, rows: Rows, moment: Moment) -> Change | None:
+    def __call__(self, rows: PlaceRows, moment: Moment) -> RowChange | None:
         """Return the change, or None to leave the pass exactly as it is."""
 
 
 class Probe(Protocol):
     """Reads the rows that a place gives in one forward pass, after every intervention there."""
 
-    def __call__(self, rows: Rows, moment: Moment) -> None:
+    def __call__(self, rows: PlaceRows, moment: Moment) -> None:
         """Take what is wanted."""
 
 
@@ -154,19 +154,21 @@ class Interventions:
         moment = self._target.moment
         # An update is what a module adds to its input; to add to it is to add to the output.
         read = tensor if before is None else tensor - before
-        rows = Rows.of(read, point, moment, self._target.diffusion)
+        rows = PlaceRows.of(read, point, moment, self._target.diffusion)
         with torch.no_grad():
             change = act(rows, moment)
         if change is None or not len(change.rows):
             return None
-        whole = rows if before is None else Rows.of(tensor, point, moment, self._target.diffusion)
+        whole = (
+            rows if before is None else PlaceRows.of(tensor, point, moment, self._target.diffusion)
+        )
         old = whole.values.reshape(-1, whole.values.shape[-1])[change.rows]
         new = (old.float() + change.delta).to(old.dtype)
         return whole.replaced(change.rows, new)
 
 
 def _reading(probe: Probe) -> Intervention:
-    def read(rows: Rows, moment: Moment) -> None:
+    def read(rows: PlaceRows, moment: Moment) -> None:
         probe(rows, moment)
 
     return read

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from compute.models import load_adapter
-from compute.models.adapter import Level
+from compute.models.adapter import ModelLevel
 from compute.steering.concept_levels import concept_levels
 from compute.steering.context import steer
 from compute.steering.distance import Distance
@@ -20,8 +20,7 @@ from storage.graph.concept_graph import concept_place
 
 __all__ = ["Outcome", "Variant", "compare", "default_prompts", "generate", "load_model"]
 
-# Plain prose that has to do with no concept in particular: the price of an edit is what it costs
-# here.
+# Prose about no concept in particular: what an edit does to its perplexity is the edit's cost.
 NEUTRAL = (
     "The ferry leaves the harbour at seven and crosses the bay in about forty minutes. On a clear "
     "morning the mountains can be seen from the deck, and people carry their coffee outside to "
@@ -45,7 +44,7 @@ class Outcome:
     Attributes
     ----------
     outputs : per prompt, the text that it went on with, or a PNG as a data URL.
-    scores : name → number; for texts the perplexity of unrelated prose, the price of the edits.
+    scores : name → number; for texts the perplexity of unrelated prose, the cost of the edits.
     distance : by level name, how far the edits moved the activations.
     """
 
@@ -69,7 +68,7 @@ def load_model(artifact: Any) -> Any:
             f"artifact {artifact.name!r} does not say which model it is of: load the model "
             "yourself and use compute.steering"
         )
-    levels = [Level(entry.name, entry.hookpoint, entry.timestep) for entry in artifact.levels]
+    levels = [ModelLevel(entry.name, entry.hookpoint, entry.timestep) for entry in artifact.levels]
     options: dict[str, Any] = {
         "levels": levels,
         "dtype": model.get("dtype", "auto"),

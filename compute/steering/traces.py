@@ -11,7 +11,7 @@ from torch import Tensor
 
 from compute.steering.concept_levels import ConceptLevel, concept_levels, find_level, moved
 from compute.steering.concept_reader import ConceptReader
-from compute.steering.places import Moment, Rows, Target
+from compute.steering.places import Moment, PlaceRows, Target
 from compute.steering.running import Interventions, Probe
 
 __all__ = ["Trace", "trace"]
@@ -39,7 +39,7 @@ class Trace:
     def probe(self, level: int) -> Probe:
         """Return what reads a level's rows."""
 
-        def read(rows: Rows, moment: Moment) -> None:
+        def read(rows: PlaceRows, moment: Moment) -> None:
             batch, positions, width = rows.values.shape
             codes = self._readers[level].codes(rows.values.reshape(-1, width).float())
             codes = codes.reshape(batch, positions, -1)
@@ -74,7 +74,9 @@ class Trace:
         now = min(known, key=lambda t: abs(t - (timestep or 0.0))) if known else None
         return seen[now][..., self._concepts[level].index(concept)]
 
-    def at(self, level: int, concept: int, rows: Rows, moment: Moment) -> tuple[Tensor, Tensor]:
+    def at(
+        self, level: int, concept: int, rows: PlaceRows, moment: Moment
+    ) -> tuple[Tensor, Tensor]:
         """Return the codes for a pass of another run, and where there are any, ``(b, p)`` each.
 
         Raises

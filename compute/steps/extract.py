@@ -31,7 +31,7 @@ from storage.sealing.condemned import read_condemned
 from storage.tables.activations import ActivationPlan, ActivationSet, ActivationWriter, NotSealed
 
 if TYPE_CHECKING:
-    from compute.models.adapter import Rows
+    from compute.models.adapter import ActivationRows
 
 __all__ = ["write_activations"]
 
@@ -117,7 +117,7 @@ class _Extractor:
             )
         return self._adapter
 
-    def _arrays(self, rows: Rows) -> tuple[dict[str, _Array], dict[str, _Array]]:
+    def _arrays(self, rows: ActivationRows) -> tuple[dict[str, _Array], dict[str, _Array]]:
         """Activations and index of rows as the writer takes them."""
         activations = {
             name: _to_numpy(values, keep_bits=self.writer.plan.dtype == "bfloat16")

@@ -19,8 +19,8 @@ from compute.models.diffusion import DiffusionModel
 from compute.models.hooks import StopForward
 from compute.models.language import Context, LanguageModel
 from compute.steering.concept_levels import ConceptLevel, concept_levels, find_level, moved
-from compute.steering.places import Moment, Rows, Target
-from compute.steering.running import Change, Intervention, Interventions
+from compute.steering.places import Moment, PlaceRows, Target
+from compute.steering.running import Intervention, Interventions, RowChange
 
 __all__ = ["Bench", "Direction", "LanguageBench", "Pool", "Replace"]
 
@@ -79,12 +79,12 @@ class Replace:
         self._dictionary = dictionary
         self._change = change
 
-    def __call__(self, rows: Rows, moment: Moment) -> Change:
+    def __call__(self, rows: PlaceRows, moment: Moment) -> RowChange:
         """Return the change of every row."""
         x = rows.values.reshape(-1, rows.values.shape[-1]).float()
         codes = self._dictionary.encode(x)
         delta = (self._change(codes) - codes) @ self._dictionary.W_dec
-        return Change(torch.arange(len(x), device=x.device), delta)
+        return RowChange(torch.arange(len(x), device=x.device), delta)
 
 
 class Bench(ABC):
@@ -311,7 +311,7 @@ class _Keep:
     def __init__(self, seen: dict[int, Tensor], level: int, enough: int) -> None:
         self._seen, self._level, self._enough = seen, level, enough
 
-    def __call__(self, rows: Rows, moment: Moment) -> None:
+    def __call__(self, rows: PlaceRows, moment: Moment) -> None:
         self._seen[self._level] = rows.values.clone()
         if len(self._seen) == self._enough:
             raise StopForward
@@ -330,10 +330,10 @@ class _Add:
         self._directions = dictionary.W_dec[where]
         self._changes = torch.from_numpy(changes).to(dictionary.device)
 
-    def __call__(self, rows: Rows, moment: Moment) -> Change | None:
+    def __call__(self, rows: PlaceRows, moment: Moment) -> RowChange | None:
         item, position = self._changes.nonzero(as_tuple=True)
         delta = self._changes[item, position][:, None] * self._directions[item]
-        return Change(item * self._changes.shape[1] + position, delta)
+        return RowChange(item * self._changes.shape[1] + position, delta)
 
 
 def _sparse(dictionary: Dictionary, rows: Tensor) -> Any:

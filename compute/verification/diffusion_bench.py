@@ -34,8 +34,8 @@ from compute.models.hooks import stream_out
 from compute.models.patches import Grid, align, feature_map
 from compute.steering.concept_levels import ConceptLevel
 from compute.steering.editing import nearest_timestep
-from compute.steering.places import Moment, Rows, Target
-from compute.steering.running import Change, Intervention, Interventions
+from compute.steering.places import Moment, PlaceRows, Target
+from compute.steering.running import Intervention, Interventions, RowChange
 from compute.verification.bench import Bench, Direction
 
 __all__ = ["DiffusionBench"]
@@ -160,7 +160,7 @@ class DiffusionBench(Bench):
         """Return a level's activations of latents at its timestep, ``(b, grid, d)``."""
         seen: list[Tensor] = []
 
-        def probe(rows: Rows, moment: Moment) -> None:
+        def probe(rows: PlaceRows, moment: Moment) -> None:
             maps = feature_map(rows.tensor, level.hookpoint)
             seen.append(align(maps, self._adapter.grid).reshape(len(items), -1, maps.shape[1]))
 
@@ -229,11 +229,11 @@ class _Paint:
         maps = torch.from_numpy(changes).to(dictionary.device)
         self._maps = maps.reshape(len(maps), 1, grid.height, grid.width)
 
-    def __call__(self, rows: Rows, moment: Moment) -> Change | None:
+    def __call__(self, rows: PlaceRows, moment: Moment) -> RowChange | None:
         values = _to_grid(self._maps, rows)
         item, position = values.nonzero(as_tuple=True)
         delta = values[item, position][:, None] * self._directions[item]
-        return Change(item * values.shape[1] + position, delta)
+        return RowChange(item * values.shape[1] + position, delta)
 
 
 class _ReplaceOnGrid:
@@ -242,7 +242,7 @@ class _ReplaceOnGrid:
     def __init__(self, dictionary: Dictionary, change: Any, grid: Grid) -> None:
         self._dictionary, self._change, self._grid = dictionary, change, grid
 
-    def __call__(self, rows: Rows, moment: Moment) -> Change | None:
+    def __call__(self, rows: PlaceRows, moment: Moment) -> RowChange | None:
         maps = feature_map(rows.tensor, "level").float()
         codes = self._dictionary.encode(align(maps, self._grid))
         delta = (self._change(codes) - codes) @ self._dictionary.W_dec
@@ -250,9 +250,9 @@ class _ReplaceOnGrid:
         painted = delta.reshape(batch, self._grid.height, self._grid.width, width)
         painted = functional.interpolate(painted.permute(0, 3, 1, 2), size=tuple(maps.shape[-2:]))
         flat = painted.flatten(2).transpose(1, 2).reshape(-1, width)
-        return Change(torch.arange(len(flat), device=flat.device), flat)
+        return RowChange(torch.arange(len(flat), device=flat.device), flat)
 
 
-def _to_grid(maps: Tensor, rows: Rows) -> Tensor:
+def _to_grid(maps: Tensor, rows: PlaceRows) -> Tensor:
     """Bring ``(b, 1, h, w)`` to a place's own patches, ``(b, p)``, without blurring."""
     return functional.interpolate(maps, size=rows.grid).flatten(1)

@@ -48,7 +48,7 @@ class Verification:
     ----------
     graph : the same edges, with effect, its interval and verdict where they could be tested.
     edges, shuffled, random : scores of the edges above the confidence, of the same graph with its
-        ends dealt anew, and of pairs that are no edges, all by one rule.
+        ends permuted, and of pairs that are no edges, all by one rule.
     by_level : the score of the edges into each level.
     """
 

@@ -16,8 +16,8 @@ Edges = NDArray[np.bool_]
 def shuffled_edges(edges: Any, rng: np.random.Generator) -> Any:
     """Return a graph in which every whole has as many parts, and every part about as many wholes.
 
-    The ends of the edges are dealt anew; where a whole would be dealt one part twice, it takes
-    another at random.
+    The ends of the edges are permuted; a whole that would get one part twice gets another at
+    random.
 
     Parameters
     ----------

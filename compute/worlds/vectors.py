@@ -414,7 +414,7 @@ class VectorWorld:
 
 
 def _score(top: NDArray[np.float64]) -> NDArray[np.float64]:
-    # The tie-break keeps the selected share near its target when the tops are binary.
+    # The tie-break keeps the selected share near its target when the top level is binary.
     capped = np.minimum(top, 2.0)
     return np.asarray(capped.sum(axis=1) + 1e-6 * capped[:, 0])
 

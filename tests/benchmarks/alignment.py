@@ -1,4 +1,4 @@
-"""Concepts learnt anew keep their identity: alignment of two nights on worlds with known concepts.
+"""Identity of concepts that are learnt again: two nights on worlds with known concepts, aligned.
 
     python tests/benchmarks/alignment.py [--seeds 3] [--learners …] [--worlds …]
 

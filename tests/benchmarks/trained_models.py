@@ -2,7 +2,7 @@
 
     python tests/benchmarks/trained_models.py [--models grammar sprites] [--methods …] [--seeds 3]
 
-- ``grammar``: a GPT-2 trained anew for every seed's world (`compute/models/own/grammar_model.py`);
+- ``grammar``: a GPT-2 trained for every seed's world (`compute/models/own/grammar_model.py`);
   the residual stream after each block against the symbol that stands at a position, the phrase and
   the sentence that are complete there.
 - ``sprites``: the project's own StableDiffusionPipeline; the place and moments of

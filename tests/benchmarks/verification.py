@@ -6,7 +6,7 @@ Dictionaries of three levels are learnt on drawings of training captions, and th
 recovered. The levels are ``blocks``, three places through which one pass at timestep 500 goes one
 after another, or ``timesteps``, three moments at the last place where the text enters. On drawings
 of held-out captions, which no dictionary has seen, ``verify_edges`` then judges, by one rule, the
-edges with a confidence of .9 or more, the same graph with its ends dealt anew, and pairs that are
+edges with a confidence of .9 or more, the same graph with its ends permuted, and pairs that are
 no edges. Between blocks the part is set and the whole read in the same pass; between timesteps both
 directions are tried: the whole set and the part read further down the drawing, and the part set and
 the whole read in the finished picture. ``faithfulness`` compares the recovered graph with a
@@ -29,7 +29,7 @@ from scipy.sparse import csr_matrix
 from compute.dictionaries import fit_dictionary
 from compute.graphs import recover_edges
 from compute.models import load_adapter
-from compute.models.adapter import Level
+from compute.models.adapter import ModelLevel
 from compute.models.diffusion import Prompt
 from compute.steering import ConceptLevel
 from compute.verification import (
@@ -57,7 +57,7 @@ FIELDS += ("effect", "seed", "machine", "command")
 
 def adapter_of(places, steps):
     """The project's own sprite model, read at three levels."""
-    levels = [Level(f"{at}-t{t}", at, t) for at, t in places]
+    levels = [ModelLevel(f"{at}-t{t}", at, t) for at, t in places]
     options = {"dtype": "float32", "device": "cpu", "steps": steps, "guidance": 2.0, "grid": 4}
     return load_adapter("diffusion", SOURCE, levels=levels, **options)
 

@@ -15,7 +15,7 @@ from compute.dictionaries.architectures.architecture import (
 )
 from compute.dictionaries.architectures.batchtopk import batch_threshold
 from compute.dictionaries.architectures.linear import (
-    Path,
+    GradientPath,
     encode,
     usage,
     weight_gradients,
@@ -95,7 +95,7 @@ class Gated(Architecture):
         excess = len(concepts) / (b * settings.k) - 1
         buffers["penalty"].mul_(1 + _RATE * max(-1.0, min(1.0, excess)))
 
-        path = Path(
+        path = GradientPath(
             concepts=concepts,
             rows=entries.rows,
             values=magnitudes,

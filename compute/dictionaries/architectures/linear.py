@@ -112,7 +112,7 @@ class LinearEncoder(Architecture):
             entries = _with_exact_values(entries, centred, parameters)
         rebuilt = self.reconstruct(entries, parameters, batch, settings)
         active = entries.values > 0
-        path = Path(
+        path = GradientPath(
             concepts=entries.concepts,
             rows=entries.rows,
             values=entries.values,
@@ -136,7 +136,7 @@ class LinearEncoder(Architecture):
         return folded(parameters, norm) | {"b_enc": parameters["encoder_bias"] * norm.scale}
 
 
-class Path(NamedTuple):
+class GradientPath(NamedTuple):
     """How entries reach the loss: everything the gradients of the weights are sums of.
 
     All (m,): entry i is ``values[i]`` times row ``concepts[i]`` of the decoder, added to an output
@@ -153,7 +153,9 @@ class Path(NamedTuple):
     pre_slopes: Tensor
 
 
-def weight_gradients(path: Path, slopes: Tensor, centred: Tensor, parameters: Tensors) -> Tensors:
+def weight_gradients(
+    path: GradientPath, slopes: Tensor, centred: Tensor, parameters: Tensors
+) -> Tensors:
     """Gradients of encoder and decoder, and of the decoder bias as far as the encoder reads it.
 
     ``pre`` (n,) is the gradient by a constant added to all pre-activations of a concept.
@@ -174,14 +176,14 @@ def weight_gradients(path: Path, slopes: Tensor, centred: Tensor, parameters: Te
 
 
 def with_auxiliary(
-    path: Path,
+    path: GradientPath,
     slopes: Tensor,
     pre: Tensor,
     dead: Tensor,
     residual: Tensor,
     decoder: Tensor,
     settings: DictionarySettings,
-) -> tuple[Path, Tensor, Tensor]:
+) -> tuple[GradientPath, Tensor, Tensor]:
     """Let the strongest dead concepts of a row learn what the row's reconstruction misses.
 
     Gao et al. 2024 (2406.04093), appendix A.2, estimated on every fourth row, which is as
@@ -199,7 +201,7 @@ def with_auxiliary(
     missed = residual - decode_entries(entries, decoder)
     aux_slopes = missed * (-2 * settings.aux_weight / missed.numel())
     value_slopes = entry_products(entries, aux_slopes, decoder)
-    added = Path(
+    added = GradientPath(
         concepts=entries.concepts,
         rows=entries.rows * _ROW_STRIDE,
         values=entries.values,
@@ -208,7 +210,7 @@ def with_auxiliary(
         pre_slopes=value_slopes,
     )
     return (
-        Path(*(torch.cat(pair) for pair in zip(path, added, strict=True))),
+        GradientPath(*(torch.cat(pair) for pair in zip(path, added, strict=True))),
         torch.cat([slopes, aux_slopes]),
         missed.square().mean(),
     )

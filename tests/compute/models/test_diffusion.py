@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from compute.models.adapter import Level
+from compute.models.adapter import ModelLevel
 from compute.models.conformance import check_adapter
 from compute.models.diffusion import DiffusionModel, Image, Prompt
 from compute.models.hooks import stream_in, stream_out
@@ -23,7 +23,8 @@ TEXTS = ("a red cat", "the big dog ran", "a house")
 
 def levels(family):
     return [
-        Level(f"t{time}", place, time) for time, place in zip(TIMES, PLACES[family], strict=True)
+        ModelLevel(f"t{time}", place, time)
+        for time, place in zip(TIMES, PLACES[family], strict=True)
     ]
 
 
@@ -71,7 +72,7 @@ class TestFamilies:
         """The first step of a drawing sees nothing but noise: noise mode can do the same."""
         place = PLACES[family][1]
         adapter = load(
-            save_pipeline(family), family, levels=[Level("x", place, 999)], guidance=1.0
+            save_pipeline(family), family, levels=[ModelLevel("x", place, 999)], guidance=1.0
             if family in ("sd", "sdxl", "sd3") else None,
         )  # fmt: skip
         item = prompts(1)[0]
@@ -110,7 +111,7 @@ class TestFamilies:
 class TestStableDiffusion:
     def test_the_conditional_half_is_read(self, save_pipeline):
         """Guidance changes the trajectory, but at its first step only the latents count."""
-        folder, top = save_pipeline("sd"), [Level("top", "mid_block", 999)]
+        folder, top = save_pipeline("sd"), [ModelLevel("top", "mid_block", 999)]
         guided = load(folder, "sd", levels=top, guidance=7.5).extract(prompts())
         plain = load(folder, "sd", levels=top, guidance=1.0).extract(prompts())
         torch.testing.assert_close(
@@ -118,7 +119,7 @@ class TestStableDiffusion:
         )
 
     def test_noise_mode_reads_what_the_network_gives(self, save_pipeline):
-        adapter = load(save_pipeline("sd"), "sd", levels=[Level("x", "up_blocks.1", 500)])
+        adapter = load(save_pipeline("sd"), "sd", levels=[ModelLevel("x", "up_blocks.1", 500)])
         item = images("sd", 1)[0]
         rows = adapter.extract([item]).activations["x"]
         pipeline = adapter.pipeline
@@ -137,7 +138,7 @@ class TestStableDiffusion:
         torch.testing.assert_close(rows, seen[0][0].flatten(1).T)
 
     def test_finer_blocks_are_pooled_to_the_grid(self, save_pipeline):
-        both = [Level("fine", "up_blocks.1", 100), Level("coarse", "mid_block", 100)]
+        both = [ModelLevel("fine", "up_blocks.1", 100), ModelLevel("coarse", "mid_block", 100)]
         adapter = load(save_pipeline("sd"), "sd", levels=both)
         fine = load(save_pipeline("sd"), "sd", levels=both[:1])
         assert (adapter.grid, fine.grid) == ((4, 4), (8, 8))
@@ -153,11 +154,14 @@ class TestStableDiffusion:
     @pytest.mark.parametrize(
         ("level", "message"),
         [
-            (Level("x", "mid_block"), "level 'x' has timestep None"),
-            (Level("x", "mid_block", 1000), "needs one from 0 to 999"),
-            (Level("x", "middle_block", 5), "'middle_block' is not in this model; the nearest"),
-            (Level("x", "time_embedding", 5), "has no patches of the image"),
-            (Level("x", "down_blocks.0.update", 5), "has no residual update"),
+            (ModelLevel("x", "mid_block"), "level 'x' has timestep None"),
+            (ModelLevel("x", "mid_block", 1000), "needs one from 0 to 999"),
+            (
+                ModelLevel("x", "middle_block", 5),
+                "'middle_block' is not in this model; the nearest",
+            ),
+            (ModelLevel("x", "time_embedding", 5), "has no patches of the image"),
+            (ModelLevel("x", "down_blocks.0.update", 5), "has no residual update"),
         ],
     )
     def test_a_level_the_model_lacks_is_refused_before_loading(

@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from compute.models.adapter import Level
+from compute.models.adapter import ModelLevel
 from compute.models.conformance import check_adapter
 from compute.models.language import Context, LanguageModel, contexts
 from compute.models.weight_files import weights_hash
@@ -103,7 +103,7 @@ class TestLevels:
         folder = save_language_model("llama")
         adapter = load(folder, ["layers.*.output"])
         assert [level.name for level in adapter.levels] == ["layer-00", "layer-01", "layer-02"]
-        adapter = load(folder, ["model.layers.1.mlp.up_proj", Level("x", "layers.2.output")])
+        adapter = load(folder, ["model.layers.1.mlp.up_proj", ModelLevel("x", "layers.2.output")])
         assert adapter.widths == {"model-layers-1-mlp-up_proj": 48, "x": 32}
         assert adapter.facts.width("model.layers.1.mlp.up_proj") == 48
         assert adapter.facts.width("layers.2.output") == 32

@@ -7,7 +7,7 @@ import pytest
 from scipy.sparse import csr_matrix
 
 from compute.models import load_adapter
-from compute.models.adapter import Level
+from compute.models.adapter import ModelLevel
 from compute.models.diffusion import Image, Prompt
 from compute.models.language import Context
 from compute.steering import ConceptLevel
@@ -57,7 +57,7 @@ def test_a_text_ends_with_the_token_of_the_strongest_code():
 
 
 def test_pictures_before_and_after(graph):
-    levels = [Level("a", "down_blocks.1", 500), Level("b", "mid_block", 500)]
+    levels = [ModelLevel("a", "down_blocks.1", 500), ModelLevel("b", "mid_block", 500)]
     options = {"dtype": "float32", "device": "cpu", "steps": 2, "guidance": 2.0, "grid": 4}
     adapter = load_adapter(
         "diffusion", "package:compute.pretrained.sprites", levels=levels, **options

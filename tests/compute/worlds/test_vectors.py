@@ -41,7 +41,7 @@ def test_a_whole_follows_its_parts_alone(gate):
         np.testing.assert_array_equal(drive > 1e-5, codes[1][:, j] > 1e-5)
 
 
-def test_selection_keeps_rows_with_high_tops():
+def test_selection_keeps_rows_with_a_high_top_level():
     options = {"sizes": (30, 10, 4), "seed": 2, "selected_fraction": 0.2}
     free = SelectionWorld.vectors(**options, selection=0.0).sample(3000).codes[-1].sum(axis=1)
     half = SelectionWorld.vectors(**options, selection=0.5).sample(3000).codes[-1].sum(axis=1)

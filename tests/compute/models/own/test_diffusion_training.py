@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from compute.models.adapter import Level
+from compute.models.adapter import ModelLevel
 from compute.models.conformance import check_adapter
 from compute.models.diffusion import DiffusionModel, Prompt
 from compute.models.own.diffusion_training import (
@@ -144,7 +144,7 @@ def test_what_is_trained_is_a_standard_pipeline(tmp_path):
     np.testing.assert_allclose(again[0], pictures[1], atol=1e-3)
 
     pipeline.save_pretrained(tmp_path)
-    levels = [Level("low", "up_blocks.1", 100), Level("high", "mid_block", 899)]
+    levels = [ModelLevel("low", "up_blocks.1", 100), ModelLevel("high", "mid_block", 899)]
     adapter = DiffusionModel.load(tmp_path, levels=levels, dtype="float32", steps=4)
     assert adapter.grid == (4, 4)
     check_adapter(adapter, [Prompt(0, "a red house top left", 0), Prompt(1, "a blue car", 1)])
