@@ -68,7 +68,7 @@ def verify_graph(
         for number, level in enumerate(recipe.levels, 1)
     ]
     adapter = model_loader(recipe.model, recipe.levels, recipe.extract, dtype)()
-    bench = verification.Bench.of(adapter, levels, items)
+    bench = verification.open_bench(adapter, levels, items)
     result = verification.verify_edges(
         bench,
         graph,

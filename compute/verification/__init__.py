@@ -1,13 +1,14 @@
 """Verification: edges of the graph tested by intervention in the running model.
 
 ``verify_edges`` measures what setting a part does to its wholes; ``faithfulness`` asks how much of
-the model's own output the graph's circuits carry. `Bench.of` puts a model on the bench.
+the model's own output the graph's circuits carry. `open_bench` puts a model on the bench.
 """
 
 from compute.verification.bench import Bench, Pool
 from compute.verification.effects import Verification, verify_edges
 from compute.verification.faithfulness import Faithfulness, faithfulness
 from compute.verification.nulls import correlation_edges, shuffled_edges
+from compute.verification.open_bench import open_bench
 
 __all__ = [
     "Bench",
@@ -16,6 +17,7 @@ __all__ = [
     "Verification",
     "correlation_edges",
     "faithfulness",
+    "open_bench",
     "shuffled_edges",
     "verify_edges",
 ]

@@ -33,9 +33,9 @@ from compute.models.adapter import ModelLevel
 from compute.models.diffusion import Prompt
 from compute.steering import ConceptLevel
 from compute.verification import (
-    Bench,
     correlation_edges,
     faithfulness,
+    open_bench,
     shuffled_edges,
     verify_edges,
 )
@@ -158,7 +158,7 @@ def rows_of(kind, seed, options):
     """Rows of the table of one kind of levels and one seed."""
     adapter = adapter_of(LEVELS[kind], options.steps)
     levels, graph = learn(adapter, LEVELS[kind], seed, options)
-    bench = Bench.of(adapter, levels, prompts(options.held_out, seed, held_out=True))
+    bench = open_bench(adapter, levels, prompts(options.held_out, seed, held_out=True))
     for confidence in (0, 0.5, CONFIDENCE):
         yield from compared(bench, graph, confidence, seed)
     yield from verified(bench, graph, DIRECTIONS[kind], seed, options)

@@ -11,13 +11,13 @@ from scipy.sparse import csr_matrix
 from compute.models.language import Context, LanguageModel
 from compute.steering import ConceptLevel, Edit, steer, trace
 from compute.verification import (
-    Bench,
     correlation_edges,
     faithfulness,
+    open_bench,
     shuffled_edges,
     verify_edges,
 )
-from compute.verification.bench import LanguageBench
+from compute.verification.language_bench import LanguageBench
 from storage.graph.concept_graph import ConceptGraph
 from tests.compute.steering.conftest import quiet, random_dictionary
 from tests.tiny_models import tiny_language_model
@@ -159,7 +159,7 @@ def test_a_pipeline_on_the_bench():
     )
     rng = np.random.default_rng(0)
     images = [Image(i, rng.random((8, 8)), seed=i) for i in range(12)]
-    bench = Bench.of(adapter, levels, images, batch_size=8)
+    bench = open_bench(adapter, levels, images, batch_size=8)
     pool = bench.pool
     assert pool.codes[1].shape == pool.codes[2].shape == (12 * 16, N)
     items, zero = np.array([3, 3]), np.zeros((2, 16), np.float32)
@@ -180,7 +180,7 @@ def test_a_pipeline_on_the_bench():
     )
 
     beside = replace(levels[1], timestep=100, hookpoint="mid_block")
-    bench = Bench.of(adapter, (levels[0], beside), images, batch_size=8)
+    bench = open_bench(adapter, (levels[0], beside), images, batch_size=8)
     assert bench.direction(1) == "up"
     # The middle block comes before the upward one: what is set there cannot reach it.
     assert not torch.equal(*bench.intervene(items, 2, np.array([5, 5]), one, 1))
