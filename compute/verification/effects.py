@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from storage.graph.concept_graph import ConceptGraph
 __all__ = ["EdgeScore", "Verification", "edge_matrix", "verify_edges"]
 
 _LEVEL = 0.95
+_VERDICTS = {1: "confirmed", -1: "refuted", 0: "untested"}
 # Causes besides those of the tested edges, so that every effect has others to be compared with.
 _FEWEST_CAUSES = 64
 
@@ -57,6 +58,34 @@ class Verification:
     shuffled: EdgeScore
     random: EdgeScore
     by_level: dict[int, EdgeScore]
+
+
+@dataclass(frozen=True)
+class _TestedPair:
+    """What is tested between a level and the next.
+
+    Attributes
+    ----------
+    part : number of the lower level.
+    downward : whether the wholes are set and the parts read.
+    edges : sparse bool ``(n_parts, n_wholes)``, those that are tested.
+    causes : ``(m,)`` the concepts that are set.
+    """
+
+    part: int
+    downward: bool
+    edges: Any
+    causes: NDArray[np.int64]
+
+    @property
+    def cause(self) -> int:
+        """Number of the level that is set."""
+        return self.part + self.downward
+
+    @property
+    def read(self) -> int:
+        """Number of the level that is read."""
+        return self.part + (not self.downward)
 
 
 @dataclass(frozen=True)
@@ -128,76 +157,27 @@ def verify_edges(
             "samples, and no more than there are"
         )
     rng = np.random.default_rng(seed)
-    numbers = [level.level for level in bench.levels]
-    downward = {part: (direction or bench.direction(part)) == "down" for part in numbers[:-1]}
-    tested = {
-        part: edge_matrix(graph, part, bench, min_confidence=min_confidence)
-        for part in numbers[:-1]
-    }
-    chosen = {
-        part: _choose_causes(
-            bench,
-            part + downward[part],
-            edges.T if downward[part] else edges,
-            min_samples,
-            max_parts,
-            rng,
-        )
-        for part, edges in tested.items()
-    }
-    total, done = sum(len(causes) for causes in chosen.values()), 0
-    columns = {name: graph.edges[name].to_pylist() for name in graph.edges.column_names}
-    row_of = {
-        ends: row for row, ends in enumerate(zip(columns["source"], columns["target"], strict=True))
-    }
-    pairs: dict[str, list[tuple[int, float]]] = {"edges": [], "shuffled": [], "random": []}
+    pairs = [
+        _plan(bench, graph, level.level, direction, min_confidence, min_samples, max_parts, rng)
+        for level in bench.levels[:-1]
+    ]
+    total, done = sum(len(pair.causes) for pair in pairs), 0
+    table = _EdgeTable(graph)
+    found: dict[str, list[_Found]] = {"edges": [], "shuffled": [], "random": []}
     by_level: dict[int, EdgeScore] = {}
-    for part, edges in tested.items():
-        whole, down = part + 1, downward[part]
-        cause, read = (whole, part) if down else (part, whole)
-        effects = _measure(bench, cause, read, chosen[part], samples, rng)
-        done += len(chosen[part])
+    for pair in pairs:
+        effects = _measure(bench, pair.cause, pair.read, pair.causes, samples, rng)
+        done += len(pair.causes)
         progress(done, total)
-        frequency = np.diff(bench.pool.columns(cause).indptr)
-        known = edge_matrix(graph, part, bench)
-        judge = _Judge(effects, frequency, known.T if down else known, min_samples, controls)
-
-        def judged(
-            i: int, j: int, sign: int, judge: _Judge = judge, down: bool = down
-        ) -> tuple[float, float, int] | None:
-            return judge(j, i, sign) if down else judge(i, j, sign)
-
-        found: list[tuple[int, float]] = []
-        for i, j in zip(*edges.nonzero(), strict=True):
-            row = row_of[f"{part}:{i}", f"{whole}:{j}"]
-            sign = -1 if columns["sign"][row] == -1 else 1
-            outcome = judged(int(i), int(j), sign)
-            if outcome is None:
-                continue
-            effect, half, verdict = outcome
-            columns["effect"][row] = effect
-            columns["effect_low"][row] = effect - half
-            columns["effect_high"][row] = effect + half
-            columns["verdict"][row] = {1: "confirmed", -1: "refuted", 0: "untested"}[verdict]
-            found.append((verdict, sign * effect))
-        pairs["edges"] += found
-        by_level[whole] = _score(found)
-        for name, deal in (("shuffled", shuffled_edges), ("random", random_edges)):
-            if not edges.nnz:
-                continue
-            null = deal(edges, rng)
-            for i, j in zip(*null.nonzero(), strict=True):
-                outcome = judged(int(i), int(j), 1)
-                if outcome is not None:
-                    pairs[name].append((outcome[2], outcome[0]))
-    nodes = {name: graph.nodes[name].to_pylist() for name in graph.nodes.column_names}
-    return Verification(
-        ConceptGraph.from_columns(nodes, columns),
-        _score(pairs["edges"]),
-        _score(pairs["shuffled"]),
-        _score(pairs["random"]),
-        by_level,
-    )
+        judge = _Judge(bench, graph, pair, effects, min_samples, controls)
+        own = table.write(pair, judge)
+        found["edges"] += own
+        by_level[pair.part + 1] = _score(own)
+        if pair.edges.nnz:
+            found["shuffled"] += _judged(shuffled_edges(pair.edges, rng), judge)
+            found["random"] += _judged(random_edges(pair.edges, rng), judge)
+    scores = {name: _score(outcomes) for name, outcomes in found.items()}
+    return Verification(table.graph(), **scores, by_level=by_level)
 
 
 def edge_matrix(
@@ -213,6 +193,24 @@ def edge_matrix(
     return csr_matrix(
         (np.ones(len(source), dtype=bool), (source, target)), shape=(n_parts, n_wholes)
     )
+
+
+def _plan(
+    bench: Bench,
+    graph: ConceptGraph,
+    part: int,
+    direction: Direction | None,
+    min_confidence: float,
+    min_samples: int,
+    max_causes: int | None,
+    rng: np.random.Generator,
+) -> _TestedPair:
+    """Decide which edges from a level to the next are tested, from which end, by which causes."""
+    downward = (direction or bench.direction(part)) == "down"
+    edges = edge_matrix(graph, part, bench, min_confidence=min_confidence)
+    by_cause = edges.T if downward else edges
+    causes = _choose_causes(bench, part + downward, by_cause, min_samples, max_causes, rng)
+    return _TestedPair(part, downward, edges, causes)
 
 
 def _choose_causes(
@@ -289,26 +287,46 @@ def _measure(
     return _Effects(causes, mean, np.sqrt(variance / n), count)
 
 
+class _Outcome(NamedTuple):
+    """Effect, half the width of its interval, and +1 (confirmed), −1 (refuted) or 0."""
+
+    effect: float
+    half: float
+    verdict: int
+
+
+class _Found(NamedTuple):
+    """The verdict on a pair, and its effect along the sign of the edge."""
+
+    verdict: int
+    effect: float
+
+
 class _Judge:
-    """Decides about pairs of a cause and what is read, by one rule."""
+    """Decides about pairs of a part and a whole, by one rule."""
 
     def __init__(
         self,
+        bench: Bench,
+        graph: ConceptGraph,
+        pair: _TestedPair,
         effects: _Effects,
-        frequency: NDArray[np.int64],
-        linked: Any,
         min_samples: int,
         controls: int,
     ) -> None:
+        known = edge_matrix(graph, pair.part, bench)
+        frequency = np.diff(bench.pool.columns(pair.cause).indptr)
+        self._downward = pair.downward
         self._effects = effects
         self._row = {int(cause): row for row, cause in enumerate(effects.causes)}
-        self._linked = linked.tocsc()
+        self._linked = (known.T if pair.downward else known).tocsc()
         self._enough = effects.samples >= min_samples
         self._controls = controls
         self._log_frequency = np.log(np.maximum(frequency[effects.causes], 1))
 
-    def __call__(self, cause: int, read: int, sign: int) -> tuple[float, float, int] | None:
-        """Return effect, half the width of its interval, and +1, −1 or 0; None if untestable."""
+    def __call__(self, part: int, whole: int, sign: int) -> _Outcome | None:
+        """Return the outcome for an edge of this sign; None if it cannot be tested."""
+        cause, read = (whole, part) if self._downward else (part, whole)
         row = self._row.get(cause)
         if row is None or not self._enough[row]:
             return None
@@ -322,8 +340,8 @@ class _Judge:
         bar = float(np.quantile(sign * self._effects.mean[matched, read], _LEVEL))
         low, high = sign * effect - half, sign * effect + half
         if low > 0 and sign * effect > bar:
-            return effect, half, 1
-        return effect, half, -1 if high <= max(bar, 0.0) else 0
+            return _Outcome(effect, half, 1)
+        return _Outcome(effect, half, -1 if high <= max(bar, 0.0) else 0)
 
     def _matched(self, row: int, read: int) -> NDArray[np.int64]:
         start, stop = self._linked.indptr[read : read + 2]
@@ -333,6 +351,44 @@ class _Judge:
         others = np.flatnonzero(free)
         gap = np.abs(self._log_frequency[others] - self._log_frequency[row])
         return others[np.argsort(gap, kind="stable")[: self._controls]]
+
+
+class _EdgeTable:
+    """The edges of a graph by column, to which verdicts are written."""
+
+    def __init__(self, graph: ConceptGraph) -> None:
+        self._nodes = {name: graph.nodes[name].to_pylist() for name in graph.nodes.column_names}
+        self._columns = {name: graph.edges[name].to_pylist() for name in graph.edges.column_names}
+        ends = zip(self._columns["source"], self._columns["target"], strict=True)
+        self._row = {pair: row for row, pair in enumerate(ends)}
+
+    def write(self, pair: _TestedPair, judge: _Judge) -> list[_Found]:
+        """Judge the tested edges of a pair of levels; return what was found of those that can."""
+        found = []
+        columns, part = self._columns, pair.part
+        for i, j in zip(*pair.edges.nonzero(), strict=True):
+            row = self._row[f"{part}:{i}", f"{part + 1}:{j}"]
+            sign = -1 if columns["sign"][row] == -1 else 1
+            outcome = judge(int(i), int(j), sign)
+            if outcome is None:
+                continue
+            effect, half, verdict = outcome
+            columns["effect"][row] = effect
+            columns["effect_low"][row] = effect - half
+            columns["effect_high"][row] = effect + half
+            columns["verdict"][row] = _VERDICTS[verdict]
+            found.append(_Found(verdict, sign * effect))
+        return found
+
+    def graph(self) -> ConceptGraph:
+        """The graph with what was written."""
+        return ConceptGraph.from_columns(self._nodes, self._columns)
+
+
+def _judged(pairs: Any, judge: _Judge) -> list[_Found]:
+    """What is found of pairs (sparse bool) that are no edges, as if they promoted their wholes."""
+    outcomes = (judge(int(i), int(j), 1) for i, j in zip(*pairs.nonzero(), strict=True))
+    return [_Found(found.verdict, found.effect) for found in outcomes if found is not None]
 
 
 def _largest(pool: Any, level: int, concept: int) -> float:
@@ -351,13 +407,13 @@ def _mean_active(codes: Any, kept: NDArray[np.bool_]) -> NDArray[np.float32]:
     return np.asarray(unit, dtype=np.float32)
 
 
-def _score(found: Sequence[tuple[int, float]]) -> EdgeScore:
+def _score(found: Sequence[_Found]) -> EdgeScore:
     if not found:
         return EdgeScore(0, float("nan"), float("nan"), float("nan"))
-    verdicts = np.array([verdict for verdict, _ in found])
+    verdicts = np.array([one.verdict for one in found])
     return EdgeScore(
         len(found),
         float((verdicts == 1).mean()),
         float((verdicts == -1).mean()),
-        float(np.mean([effect for _, effect in found])),
+        float(np.mean([one.effect for one in found])),
     )
