@@ -11,7 +11,11 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from compute.dictionaries.dictionary_settings import DictionarySettings
+from compute.dictionaries.dictionary_settings import (
+    ADVANCED,
+    DictionarySettings,
+    mark_advanced,
+)
 from storage.locations import check_name
 from storage.registry.quality_gates import Gate
 
@@ -32,7 +36,12 @@ __all__ = [
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        json_schema_extra=mark_advanced,
+    )
 
 
 class ModelSettings(_Settings):
@@ -50,7 +59,7 @@ class ModelSettings(_Settings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type of weights and activations in the model; auto is bfloat16 where the hardware has it."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", json_schema_extra=ADVANCED)
     """Where the model runs."""
 
     size: int | None = Field(None, ge=8)
@@ -72,7 +81,7 @@ class InputSettings(_Settings):
     """Images that a diffusion model is shown, noised to each level's timestep: a folder of .png and
     .jpg files, `builtin:digits` or `builtin:sprites`."""
 
-    column: str = "text"
+    column: str = Field("text", json_schema_extra=ADVANCED)
     """Field that holds the text, in .jsonl and .parquet files."""
 
     count: int | None = Field(None, ge=2)
@@ -153,7 +162,7 @@ class ExtractSettings(_Settings):
     chunk_rows: int = Field(1024, ge=1)
     """Rows in one checksummed chunk; a divisor of shard_rows."""
 
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, json_schema_extra=ADVANCED)
     """Fixes the choice of documents, the split and the order of rows."""
 
     @model_validator(mode="after")
@@ -166,6 +175,10 @@ class ExtractSettings(_Settings):
         return self
 
 
+# What a hierarchical selection model reads of the settings of learning.
+_HIERARCHICAL = {"method", "n_concepts", "k", "steps", "seed", "rows", "outlier_norm"}
+
+
 class LearnSettings(DictionarySettings):
     """From an activation set to one dictionary per level."""
 
@@ -175,11 +188,16 @@ class LearnSettings(DictionarySettings):
             "A dictionary of every level by itself, trained in one pass over all rows; or a"
             " hierarchical selection model, whose levels inform each other and which drops concepts"
             " that are not needed. Of what is said here, n_concepts (the most of a level), k, steps"
-            " and seed hold for it; its dictionaries are of the architecture jumprelu."
+            ", seed, rows and outlier_norm hold for it; its dictionaries are of the architecture"
+            " jumprelu, and it uses no GPU."
         ),
+        json_schema_extra=ADVANCED,
     )
     rows: int = Field(
-        20_000, ge=100, description="Rows on which a hierarchical selection model is fitted."
+        20_000,
+        ge=100,
+        description="Rows on which a hierarchical selection model is fitted.",
+        json_schema_extra=ADVANCED,
     )
     outlier_norm: float = Field(
         10.0,
@@ -188,30 +206,44 @@ class LearnSettings(DictionarySettings):
             "Rows whose norm exceeds this many medians at any level (attention sinks) are left"
             " out of fits and scores, and counted in the report."
         ),
+        json_schema_extra=ADVANCED,
     )
     checkpoint_steps: int = Field(
-        200, ge=1, description="Steps between checkpoints; a killed run resumes at the last one."
+        200,
+        ge=1,
+        description="Steps between checkpoints; a killed run resumes at the last one.",
+        json_schema_extra=ADVANCED,
     )
+
+    @model_validator(mode="after")
+    def _nothing_unused(self) -> Self:
+        together = self.method == "hierarchical"
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            unused = name not in _HIERARCHICAL if together else name == "rows"
+            if unused and value != field.default:
+                raise ValueError(
+                    f"{name} = {value} does nothing with method = {self.method}: leave it at"
+                    f" {field.default}, or take another method"
+                )
+        return self
 
 
 class EncodeSettings(_Settings):
     """From dictionaries to sparse codes and examples."""
 
-    examples: int = Field(8, ge=1, le=100)
+    examples: int = Field(8, ge=1, le=100, json_schema_extra=ADVANCED)
     """Strongest examples kept per concept."""
 
-    window: int = Field(12, ge=0, le=128)
+    window: int = Field(12, ge=0, le=128, json_schema_extra=ADVANCED)
     """Tokens shown on either side of an example's peak."""
 
 
 class RecoverSettings(_Settings):
     """From codes to the concept graph."""
 
-    min_token_count: int = Field(20, ge=2)
+    min_token_count: int = Field(20, ge=2, json_schema_extra=ADVANCED)
     """A token is an observed variable if it occurs in at least so many rows."""
-
-    seed: int = Field(0, ge=0)
-    """Seed of the subsamples on which the stability of edges is measured."""
 
 
 class VerifySettings(_Settings):
@@ -220,35 +252,35 @@ class VerifySettings(_Settings):
     enabled: bool = False
     """Whether edges are tested; it takes the model, and more time than all other steps."""
 
-    min_confidence: float = Field(0.9, ge=0, le=1)
+    min_confidence: float = Field(0.9, ge=0, le=1, json_schema_extra=ADVANCED)
     """Edges of a lower confidence stay untested."""
 
     items: int = Field(256, ge=8)
     """Held-out windows or pictures among which each part finds those in which it is active."""
 
-    samples: int = Field(12, ge=3)
+    samples: int = Field(12, ge=3, json_schema_extra=ADVANCED)
     """Most samples per part; an edge needs three for an interval."""
 
-    controls: int = Field(40, ge=4)
+    controls: int = Field(40, ge=4, json_schema_extra=ADVANCED)
     """Parts of like frequency that an edge is compared with."""
 
-    max_parts: int | None = Field(256, ge=1)
+    max_parts: int | None = Field(256, ge=1, json_schema_extra=ADVANCED)
     """Most parts tested per level, chosen at random; null tests all."""
 
-    strips: int = Field(6, ge=0)
+    strips: int = Field(6, ge=0, json_schema_extra=ADVANCED)
     """Strong concepts of each level that the report shows steered, before and after."""
 
     strip_scale: float = Field(0.0, ge=-100, le=100)
     """Factor of the concept's code in a strip: 0 removes it, below 0 acts against it."""
 
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, json_schema_extra=ADVANCED)
     """Fixes the choice of samples and parts."""
 
 
 class PublishSettings(_Settings):
     """From what a run has found to a published version."""
 
-    gates: tuple[Gate, ...] = ()
+    gates: tuple[Gate, ...] = Field((), json_schema_extra=ADVANCED)
     """Bars that a version must reach, or it is published as rejected and never becomes latest:
     `{metric: explained_variance, at_least: 0.6, per_level: true}`. Metrics of the whole version
     are `graph.…` and `continuity.kept_share`; the latter is not asked of the first version."""
@@ -257,7 +289,7 @@ class PublishSettings(_Settings):
 class ResourceSettings(_Settings):
     """What one step asks of Ray. Results do not depend on the number of workers."""
 
-    workers: int | None = Field(None, ge=1)
+    workers: int | None = Field(None, ge=1, json_schema_extra=ADVANCED)
     """Workers that hold a model or read shards; by default one per accelerator, else per CPU."""
 
     cpus: float = Field(1, gt=0)
@@ -266,7 +298,7 @@ class ResourceSettings(_Settings):
     gpus: float = Field(0, ge=0)
     """Accelerators of one worker; 0 runs on CPUs."""
 
-    memory_gb: float | None = Field(None, gt=0)
+    memory_gb: float | None = Field(None, gt=0, json_schema_extra=ADVANCED)
     """Memory that one worker reserves, in GB."""
 
 
@@ -277,6 +309,23 @@ class Resources(_Settings):
     learn: ResourceSettings = ResourceSettings(cpus=2)
     encode: ResourceSettings = ResourceSettings()
     recover: ResourceSettings = ResourceSettings()
+
+    @model_validator(mode="after")
+    def _nothing_unused(self) -> Self:
+        for step, names in _UNUSED.items():
+            given = getattr(self, step)
+            for name in names:
+                default = ResourceSettings.model_fields[name].default
+                if getattr(given, name) != default:
+                    raise ValueError(
+                        f"{step}.{name} is {getattr(given, name)}, which {step} does not use: "
+                        "leave it out."
+                    )
+        return self
+
+
+# Of a dictionary per level there is one worker, and a graph is recovered on processors.
+_UNUSED = {"learn": ("workers",), "recover": ("workers", "gpus", "memory_gb")}
 
 
 class Recipe(_Settings):
@@ -326,6 +375,11 @@ class Recipe(_Settings):
             raise ValueError(
                 "learn.method is 'hierarchical' and there is 1 level: give two levels or more, or "
                 "take 'independent'."
+            )
+        if self.learn.method == "hierarchical" and self.resources.learn.gpus:
+            raise ValueError(
+                f"resources.learn.gpus is {self.resources.learn.gpus:g}, and learn.method "
+                "'hierarchical' uses none: set it to 0, or take 'independent'."
             )
         return self
 

@@ -1,11 +1,22 @@
 """What a training run of a dictionary can be told. Imports no torch, so flows may read it."""
 
 from itertools import pairwise
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 ArchitectureName = Literal["topk", "batchtopk", "jumprelu", "matryoshka", "gated"]
+
+NESTED: tuple[float, ...] = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
+# Of a setting that no recipe of the project turns.
+ADVANCED: dict[str, JsonValue] = {"advanced": True}
+
+
+def mark_advanced(schema: dict[str, Any]) -> None:
+    """Let the descriptions in the form of a settings class say which settings are advanced."""
+    for field in schema.get("properties", {}).values():
+        if field.get("advanced"):
+            field["description"] = f"{field.get('description', '')} (advanced)".lstrip()
 
 
 class DictionarySettings(BaseModel):
@@ -15,10 +26,12 @@ class DictionarySettings(BaseModel):
     changed batch size does not change their meaning.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra=mark_advanced)
 
     architecture: ArchitectureName = Field(
-        "topk", description="Which concepts of a row are active, and how that choice is trained."
+        "topk",
+        description="Which concepts of a row are active, and how that choice is trained.",
+        json_schema_extra=ADVANCED,
     )
     n_concepts: int = Field(4096, ge=1, description="Number of concepts the dictionary learns.")
     k: int = Field(
@@ -35,12 +48,21 @@ class DictionarySettings(BaseModel):
         gt=0,
         le=1,
         description="Peak learning rate of Adam; left out, it is chosen from n_concepts.",
+        json_schema_extra=ADVANCED,
     )
     warm_up: float = Field(
-        0.05, ge=0, le=1, description="Share of the steps over which the learning rate rises."
+        0.05,
+        ge=0,
+        le=1,
+        description="Share of the steps over which the learning rate rises.",
+        json_schema_extra=ADVANCED,
     )
     decay: float = Field(
-        0.5, ge=0, le=1, description="Share of the steps, at the end, over which it falls to zero."
+        0.5,
+        ge=0,
+        le=1,
+        description="Share of the steps, at the end, over which it falls to zero.",
+        json_schema_extra=ADVANCED,
     )
     aux_k: int | None = Field(
         None,
@@ -49,9 +71,13 @@ class DictionarySettings(BaseModel):
             "Dead concepts per row that learn from the residual (0: none); left out, 2 k but at"
             " most half the dimension."
         ),
+        json_schema_extra=ADVANCED,
     )
     aux_weight: float = Field(
-        1 / 32, ge=0, description="Weight of the auxiliary loss against the reconstruction."
+        1 / 32,
+        ge=0,
+        description="Weight of the auxiliary loss against the reconstruction.",
+        json_schema_extra=ADVANCED,
     )
     dead_after: int | None = Field(
         None,
@@ -60,6 +86,7 @@ class DictionarySettings(BaseModel):
             "A concept that has not fired for this many rows is dead; left out, a hundred times"
             " the n_concepts / k rows after which the average concept fires."
         ),
+        json_schema_extra=ADVANCED,
     )
     spare: float | None = Field(
         None,
@@ -70,11 +97,13 @@ class DictionarySettings(BaseModel):
             " the least useful are then dropped. Left out, 0.5 for dictionaries of up to twice the"
             " dimension and none for wider ones."
         ),
+        json_schema_extra=ADVANCED,
     )
     nested: tuple[float, ...] = Field(
-        (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0),
+        NESTED,
         min_length=1,
         description="Nested prefixes of a matryoshka dictionary, as shares of its concepts.",
+        json_schema_extra=ADVANCED,
     )
     whiten: bool = Field(
         False,
@@ -82,14 +111,21 @@ class DictionarySettings(BaseModel):
             "Train on whitened activations, in which quiet concepts count as much as loud ones:"
             " concepts are found better, while less of the variance is explained. Not for topk."
         ),
+        json_schema_extra=ADVANCED,
     )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32",
         description=(
             "Precision of the encoder's matrix product; weights, kept codes and sums stay float32."
         ),
+        json_schema_extra=ADVANCED,
     )
-    seed: int = Field(0, ge=0, description="Seed of the initial directions.")
+    seed: int = Field(
+        0,
+        ge=0,
+        description="Seed of the initial directions.",
+        json_schema_extra=ADVANCED,
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -107,6 +143,11 @@ class DictionarySettings(BaseModel):
             raise ValueError(
                 f"warm_up = {self.warm_up} and decay = {self.decay} together exceed 1: choose"
                 " shares of the steps that do not overlap"
+            )
+        if self.nested != NESTED and self.architecture != "matryoshka":
+            raise ValueError(
+                f"nested = {self.nested} does nothing with architecture = {self.architecture}:"
+                " leave it out, or choose matryoshka"
             )
         if self.nested[-1] != 1 or any(a >= b for a, b in pairwise((0.0, *self.nested))):
             raise ValueError(

@@ -45,7 +45,8 @@ def recover_edges(
     wholes
         (n, w) codes of the level above, row r being the same sample.
     seed
-        Kept because every estimator of this package has one; this method draws no numbers.
+        Without effect: nothing is drawn at random. It is there because every estimator of this
+        package has one.
     environment
         (n,) int: the environment (night, domain, prompt distribution) of each row. If given, every
         edge is tested for being there in all environments.

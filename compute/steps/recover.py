@@ -42,7 +42,6 @@ def recover_from_codes(
         codes,
         observed_variables(activations, codes, load_samples(activations.files), settings),
         [summary.counts / max(1, summary.rows) for summary in summaries],
-        settings,
         resources=resources,
         progress=progress,
     )
@@ -53,7 +52,6 @@ def recover_graph(
     codes: CodeSet,
     observed: ObservedVariables,
     frequencies: Sequence[npt.NDArray[np.float64]],
-    settings: RecoverSettings,
     *,
     resources: ResourceSettings,
     progress: Progress = silent,
@@ -81,7 +79,7 @@ def recover_graph(
     connect()
     task = ray.remote(max_retries=3, num_cpus=resources.cpus)(_recover_pair)
     running = {
-        task.remote(activations, codes, observed, part, whole, settings): number
+        task.remote(activations, codes, observed, part, whole): number
         for number, (part, whole) in pairs
     }
     found: dict[int, dict[str, Any]] = {}
@@ -137,7 +135,6 @@ def _recover_pair(
     observed: ObservedVariables,
     part: str | None,
     whole: str,
-    settings: RecoverSettings,
 ) -> dict[str, Any]:
     from compute.graphs import recover_edges
 
@@ -150,7 +147,7 @@ def _recover_pair(
             parts.append(observed.matrix(activations.index("observed", start, stop)[kept], sample))
         else:
             parts.append(codes.matrix(part, start, stop)[kept])
-    result = recover_edges(vstack(parts).tocsr(), vstack(wholes).tocsr(), seed=settings.seed)
+    result = recover_edges(vstack(parts).tocsr(), vstack(wholes).tocsr())
     return {
         "part": result.part,
         "whole": result.whole,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from compute.settings import ResourceSettings
+from compute.settings import LearnSettings, ResourceSettings
 from flows.build import build
 from storage.artifacts import Registry
 from storage.locations import Location
@@ -155,7 +155,7 @@ def test_a_hierarchical_selection_model_is_fitted_and_published(built, recipe):
     from storage.tables.loader import kept_rows
 
     together = {"method": "hierarchical", "rows": 600, "n_concepts": 10, "k": 3, "steps": 30}
-    learn = recipe.learn.model_copy(update=together)
+    learn = LearnSettings.model_validate(together)
     again = build(recipe.model_copy(update={"name": "together", "learn": learn}))
     assert again["extract"] == built["extract"]
     found = load_dictionaries(again["learn"].open())

@@ -1,9 +1,15 @@
 """Recipes are validated at the door, and each refusal is one sentence with a remedy."""
 
+from pathlib import Path
+
 import pytest
 import yaml
+from pydantic import BaseModel
 
+from compute.settings import ResourceSettings
 from flows.recipe import BadInput, Recipe, load_recipe, recipe_names
+
+RECIPES = Path(__file__).resolve().parents[2] / "flows" / "recipes"
 
 
 def test_every_recipe_that_comes_along_is_valid():
@@ -47,9 +53,37 @@ def test_the_store_comes_from_the_environment(monkeypatch, tiny_recipe):
         ("smollm2", ["levels=[]"], r"^levels \[\] is not valid"),
         (
             "smollm2",
-            ["learn.method=hierarchical", "levels=[{name: a, hookpoint: layers.1.output}]"],
+            ["learn={method: hierarchical}", "levels=[{name: a, hookpoint: layers.1.output}]"],
             r"^learn.method is 'hierarchical' and there is 1 level: give two levels or more",
         ),
+        (
+            "smollm2",
+            ["learn.method=hierarchical"],
+            r"^learn: batch_size = 1024 does nothing with method = hierarchical: leave it at 2048",
+        ),
+        (
+            "smollm2",
+            ["learn.method=hierarchical", "learn.batch_size=2048", "learn.architecture=gated"],
+            r"^learn: architecture = gated does nothing with method = hierarchical: leave it at",
+        ),
+        (
+            "smollm2",
+            ["learn.method=hierarchical", "learn.batch_size=2048", "resources.learn.gpus=1"],
+            r"^resources.learn.gpus is 1, and learn.method 'hierarchical' uses none: set it to 0",
+        ),
+        ("smollm2", ["learn.rows=500"], r"^learn: rows = 500 does nothing with method = indep"),
+        (
+            "smollm2",
+            ["learn.nested=[0.5, 1]"],
+            r"^learn: nested = \(0.5, 1.0\) does nothing with arc",
+        ),
+        ("smollm2", ["recover.seed=1"], r"^setting 'recover.seed' is unknown"),
+        (
+            "smollm2",
+            ["resources.recover.gpus=1"],
+            r"^resources: recover.gpus is 1.0, which recover does not use: leave it out\.$",
+        ),
+        ("smollm2", ["resources.learn.workers=2"], r"learn.workers is 2, which learn does not use"),
     ],
 )
 def test_bad_input_is_refused_in_one_sentence(recipe, settings, message):
@@ -64,3 +98,48 @@ def test_files_that_are_no_recipe_are_refused(tmp_path, text):
     path.write_text(text)
     with pytest.raises(BadInput):
         load_recipe(str(path))
+
+
+def settings_below(model, start=""):
+    """Dotted name → field of every setting of the steps; resources are the same for each."""
+    for name, field in model.model_fields.items():
+        inner = ResourceSettings if name == "resources" else field.annotation
+        inner = getattr(inner, "__args__", (inner,))[0]
+        if isinstance(inner, type) and issubclass(inner, BaseModel) and not start:
+            yield from settings_below(inner, f"{name}.")
+        elif start:
+            yield start + name, field
+
+
+def turned_by(values):
+    """Dotted names of the settings that a recipe gives."""
+    for group, given in values.items():
+        of_steps = given.values() if group == "resources" else [given]
+        for some in of_steps:
+            for one in some if isinstance(some, list) else [some]:
+                if isinstance(one, dict):
+                    yield from (f"{group}.{name}" for name in one)
+
+
+def test_settings_that_no_recipe_turns_are_advanced():
+    recipes = [yaml.safe_load(path.read_text()) for path in RECIPES.glob("*.yaml")]
+    turned = {name for values in recipes for name in turned_by(values)}
+    marked = {
+        name: (field.json_schema_extra or {}).get("advanced", False)
+        for name, field in settings_below(Recipe)
+    }
+    assert turned <= set(marked)
+    assert {name for name, advanced in marked.items() if not advanced} == turned
+
+
+def test_the_form_says_which_settings_are_advanced():
+    from prefect.utilities.callables import parameter_schema
+
+    from flows.build import build
+
+    form = parameter_schema(build).model_dump()["definitions"]
+    assert form["LearnSettings"]["properties"]["precision"]["description"].endswith(" (advanced)")
+    assert form["VerifySettings"]["properties"]["controls"]["description"] == (
+        "Parts of like frequency that an edge is compared with. (advanced)"
+    )
+    assert "advanced" not in form["LearnSettings"]["properties"]["k"]["description"]
