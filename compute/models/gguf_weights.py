@@ -1,9 +1,9 @@
 """Reading GGUF files: the header in milliseconds, plain decoder weights in seconds.
 
 transformers reads a GGUF's vocabulary several times over while it loads one model. For the plain
-decoder architectures below the same steps are taken here once, with the same public parts: its
-table of config names, its weight permutations, and the dequantisation of the `gguf` package. Every
-other architecture is left to ``from_pretrained(gguf_file=…)``.
+decoder architectures below the same steps are taken here once, with the tensor names and the
+dequantisation of the `gguf` package. Every other architecture is left to
+``from_pretrained(gguf_file=…)``.
 """
 
 from __future__ import annotations
@@ -13,25 +13,45 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
-from transformers.integrations.ggml import GGUF_CONFIG_DEFAULTS_MAPPING, GGUF_CONFIG_MAPPING
+
+# No public reader serves: gguf.GGUFReader takes seconds for a header, as it visits every token.
 from transformers.integrations.gguf.reader import (
     GgufHeader,
     load_gguf_state_dict,
     read_gguf_metadata,
 )
-from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor
 
 # transformers is typed only in part.
 _Model: Any = AutoModelForCausalLM
 _MODEL_CLASSES: Any = MODEL_FOR_CAUSAL_LM_MAPPING
-_CONFIG_NAMES: Any = GGUF_CONFIG_MAPPING
-_CONFIG_DEFAULTS: Any = GGUF_CONFIG_DEFAULTS_MAPPING
-_PROCESSORS: Any = TENSOR_PROCESSORS
 _state_dict: Any = load_gguf_state_dict
 
 _DIRECT = {"llama": gguf.MODEL_ARCH.LLAMA, "qwen2": gguf.MODEL_ARCH.QWEN2}
+# Keys of a GGUF header, below the architecture's name, and what a transformers config calls them.
+_DECODER_NAMES = {
+    "context_length": "max_position_embeddings",
+    "block_count": "num_hidden_layers",
+    "feed_forward_length": "intermediate_size",
+    "embedding_length": "hidden_size",
+    "rope.freq_base": "rope_theta",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+}
+_CONFIG_NAMES = {
+    "llama": _DECODER_NAMES | {"rope.dimension_count": "head_dim"},
+    "qwen2": _DECODER_NAMES,
+}
+_TOKEN_NAMES = {
+    "tokenizer.ggml.bos_token_id": "bos_token_id",
+    "tokenizer.ggml.eos_token_id": "eos_token_id",
+    "tokenizer.ggml.unknown_token_id": "unk_token_id",
+    "tokenizer.ggml.padding_token_id": "pad_token_id",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,14 +111,12 @@ def gguf_config(path: Path) -> Any:
     facts = read_header(path)
     if facts.architecture not in _DIRECT or _is_mistral(facts):
         return AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name)
-    settings: dict[str, Any] = dict(_CONFIG_DEFAULTS.get(facts.architecture, {}))
-    for key, name in _CONFIG_NAMES[facts.architecture].items():
-        value = facts.metadata.get(f"{facts.architecture}.{key}")
-        if name not in (None, -1) and value is not None:
-            settings[name] = value
-    for key, name in _CONFIG_NAMES["tokenizer"].items():
-        if name not in (None, -1) and (value := facts.metadata.get(f"tokenizer.{key}")) is not None:
-            settings[name] = value
+    own = {f"{facts.architecture}.{k}": v for k, v in _CONFIG_NAMES[facts.architecture].items()}
+    settings: dict[str, Any] = {
+        name: facts.metadata[key]
+        for key, name in (own | _TOKEN_NAMES).items()
+        if facts.metadata.get(key) is not None
+    }
     settings["vocab_size"] = facts.vocabulary_size
     settings["tie_word_embeddings"] = "output.weight" not in facts.tensors
     return AutoConfig.for_model(facts.architecture, **settings)
@@ -148,13 +166,26 @@ def _dequantised(
     if missing and not (config.tie_word_embeddings and missing == ["output.weight"]):
         raise ValueError(f"GGUF file {path.name} lacks the tensor {missing[0]!r}")
 
-    processor = _PROCESSORS.get(facts.architecture, TensorProcessor)(config=config.to_dict())
     weights: dict[str, torch.Tensor] = {}
     for name, stored in _state_dict(GgufHeader.from_file(str(path))).items():
         if name not in parameters:
             continue
         kind = gguf.GGMLQuantizationType(stored.ggml_type)
         array = gguf.dequantize(stored.data.reshape(*stored.shape[:-1], -1), kind)
-        array = processor.process(weights=array, name=name).weights
+        if facts.architecture == "llama" and ".attn_q." in name:
+            array = _halves_joined(array, config.num_attention_heads)
+        elif facts.architecture == "llama" and ".attn_k." in name:
+            array = _halves_joined(array, config.num_key_value_heads)
         weights[parameters[name]] = torch.from_numpy(array.copy()).to(dtype)
     return weights
+
+
+def _halves_joined(weights: NDArray[np.float32], n_heads: int) -> NDArray[np.float32]:
+    """Undo how llama.cpp stores the rows of a projection to rotated queries or keys.
+
+    It puts the two numbers that are rotated together side by side, while transformers puts the
+    first of every pair of a head before all the second (``permute`` of its convert_hf_to_gguf.py).
+    """
+    half = len(weights) // n_heads // 2
+    pairs = weights.reshape(n_heads, half, 2, *weights.shape[1:])
+    return pairs.swapaxes(1, 2).reshape(weights.shape)

@@ -69,6 +69,26 @@ def write_gguf(path, architecture="llama", *, tied=True, omit=(), kind="Q4_1"):
     return path
 
 
+def test_the_parts_inside_transformers_that_are_used_do_what_they_did(tmp_path):
+    from transformers.integrations.gguf.reader import (
+        GgufHeader,
+        load_gguf_state_dict,
+        read_gguf_metadata,
+    )
+
+    path = str(write_gguf(tmp_path / "tiny.gguf"))
+    metadata, tensors = read_gguf_metadata(path)
+    assert metadata["llama.embedding_length"] == SIZES["width"]
+    assert metadata["tokenizer.ggml.tokens"] == SIZES["words"]
+    stored = load_gguf_state_dict(GgufHeader.from_file(path))
+    assert set(stored) == set(tensors)
+    matrix = stored["blk.0.ffn_up.weight"]
+    assert matrix.ggml_type == gguf.GGMLQuantizationType.Q4_1
+    packed = matrix.data.reshape(*matrix.shape[:-1], -1)
+    shape = gguf.dequantize(packed, gguf.GGMLQuantizationType.Q4_1).shape
+    assert shape == (SIZES["inner"], SIZES["width"])
+
+
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])
 @pytest.mark.parametrize(("tied", "kind"), [(True, "Q4_1"), (False, "F16"), (False, "BF16")])
 def test_the_short_way_gives_what_transformers_gives(tmp_path, architecture, tied, kind):
