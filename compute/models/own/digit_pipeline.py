@@ -72,17 +72,6 @@ class DigitScore(NamedTuple):
     n: int
 
 
-def score_digits(pipeline: Any, n: int = 500, *, steps: int = 25, seed: int = 1) -> DigitScore:
-    """Draw ``n`` digits and read what the drawings show.
-
-    Parameters
-    ----------
-    steps : DDIM steps.
-    seed : of the drawings.
-    """
-    return judge_digits(draw_digits(pipeline, n, steps=steps, seed=seed))
-
-
 def judge_digits(drawings: NDArray[np.float32]) -> DigitScore:
     """Score drawings ``(n, 16, 16)`` in [0, 1]."""
     real = read_digits(digits(size=SIZE, held_out=True).images)

@@ -147,10 +147,3 @@ def judge_sprites(drawings: SpriteDrawings) -> SpriteScore:
         clean=float(seen.selected.mean()),
         n=len(share),
     )
-
-
-def score_sprites(
-    pipeline: Any, n: int = 500, *, steps: int = 25, guidance: float = 2.0, seed: int = 1
-) -> SpriteScore:
-    """Draw ``n`` held-out captions and read what the drawings show; see `draw_sprites`."""
-    return judge_sprites(draw_sprites(pipeline, n, steps=steps, guidance=guidance, seed=seed))

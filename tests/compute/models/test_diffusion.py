@@ -146,11 +146,6 @@ class TestStableDiffusion:
         maps = fine.extract(images("sd", 1)).activations["fine"].reshape(4, 2, 4, 2, -1)
         torch.testing.assert_close(pooled, maps.mean(dim=(1, 3)).reshape(16, -1))
 
-    def test_words_of_a_prompt(self, save_pipeline):
-        adapter = load(save_pipeline("sd"), "sd")
-        words = adapter.prompt_words(["cat", "a"])
-        assert [len(ids) for ids in words] == [3, 1]
-
     @pytest.mark.parametrize(
         ("level", "message"),
         [

@@ -129,7 +129,7 @@ def test_a_gguf_is_an_adapter_like_any_other(tmp_path):
         adapter = LanguageModel.load(
             source, levels=["layers.0.output", "layers.1.mlp"], dtype="float32", context_length=8
         )
-        assert adapter.facts.class_name == "LlamaForCausalLM"
+        assert type(adapter.model).__name__ == "LlamaForCausalLM"
         items = [Context(0, 0, (2, 3, 4, 5)), Context(1, 0, (9, 8, 7)), Context(1, 3, (1, 6))]
         assert [adapter.rows_of(item) for item in items] == [4, 3, 1]
         check_adapter(adapter, items)

@@ -85,7 +85,7 @@ def test_what_is_set_is_carried_in_units_of_the_ranges(graph):
     levels = [level(1, 10.0), level(2, 4.0)]
     edits = propagate([Edit.set("l2", 0, 2.0)], graph, levels)
     assert {e.index: float(e.value) for e in edits if e.level == 1} == {0: 2.5, 1: 5.0}
-    edits = propagate([Edit.increase(2, 0, 4.0)], graph, levels)
+    edits = propagate([Edit(2, 0, add=4.0)], graph, levels)
     assert {e.index: e.add for e in edits if e.level == 1} == {0: 5.0, 1: 10.0}
     with pytest.raises(ValueError, match="pass the artifact"):
         propagate([Edit.set(2, 0, 2.0)], graph)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from compute.models.own import sprite_pipeline
-from compute.models.own.sprite_pipeline import named_factors, score_sprites
+from compute.models.own.sprite_pipeline import draw_sprites, judge_sprites, named_factors
 from compute.worlds.sprites import SpriteWorld
 
 
@@ -17,7 +17,7 @@ def test_the_score_is_the_share_of_what_is_named(monkeypatch, shift, named):
         return np.roll(images, shift, axis=0) / np.float32(255)
 
     monkeypatch.setattr(sprite_pipeline, "draw", drawn)
-    score = score_sprites(None, 40)
+    score = judge_sprites(draw_sprites(None, 40))
     assert score.clean == 1
     assert score.named == 1 if shift == 0 else score.named < named
     assert score.complete == 1 if shift == 0 else score.complete < named
