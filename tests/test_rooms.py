@@ -250,6 +250,21 @@ def test_a_file_name_occurs_once():
     assert not {name: where for name, where in places.items() if len(where) > 1}
 
 
+def test_no_file_hides_a_name_of_its_front_door():
+    """A package's attribute becomes the file as soon as that is imported."""
+    hidden = []
+    for name, path in modules().items():
+        if path.name == "__init__.py":
+            doors = [
+                ast.literal_eval(node.value)
+                for node in ast.parse(path.read_text(encoding="utf-8")).body
+                if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+            ]
+            shown = [f"{name}.{own}" for door in doors for own in door]
+            hidden += [one for one in shown if one in modules()]
+    assert not hidden
+
+
 def test_a_public_class_name_occurs_once():
     places = defaultdict(list)
     for name, path in modules().items():

@@ -1,6 +1,5 @@
 """Steering: a running model edited by its concepts, at several levels at once."""
 
-from compute.steering.concept_levels import ConceptLevel, concept_levels
 from compute.steering.context import Steering, steer
 from compute.steering.distance import Distance
 from compute.steering.edits import Edit
@@ -14,6 +13,7 @@ from compute.steering.finding import (
 )
 from compute.steering.propagation import propagate
 from compute.steering.running import AlreadySteered
+from compute.steering.steering_levels import ConceptLevel, concept_levels
 from compute.steering.traces import Trace, trace
 
 __all__ = [

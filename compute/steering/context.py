@@ -8,12 +8,12 @@ from typing import Any, Self
 
 import torch
 
-from compute.steering.concept_levels import concept_levels, find_level, moved
 from compute.steering.distance import Distance, DistanceMeter
 from compute.steering.editing import LevelEdits, check_edit
 from compute.steering.edits import Edit
 from compute.steering.places import Target
 from compute.steering.running import Interventions
+from compute.steering.steering_levels import concept_levels, find_level, moved
 
 __all__ = ["Steering", "steer"]
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from compute.steering.concept_levels import ConceptLevel
 from compute.steering.concept_reader import ConceptReader
 from compute.steering.distance import DistanceMeter
 from compute.steering.edits import Edit
 from compute.steering.places import Moment, PlaceRows
 from compute.steering.running import RowChange
+from compute.steering.steering_levels import ConceptLevel
 
 __all__ = ["LevelEdits", "check_edit", "nearest_timestep"]
 

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from compute.steering.concept_levels import ConceptLevel, concept_levels, moved
 from compute.steering.editing import nearest_timestep
 from compute.steering.places import Moment, PlaceRows, Target
 from compute.steering.running import Interventions, Probe
+from compute.steering.steering_levels import ConceptLevel, concept_levels, moved
 
 __all__ = ["Found", "contrast", "find_by_word", "mean_codes", "saeuron_scores", "strongest"]
 

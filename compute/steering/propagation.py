@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compute.steering.concept_levels import ConceptLevel, concept_levels, find_level
 from compute.steering.edits import Edit
+from compute.steering.steering_levels import ConceptLevel, concept_levels, find_level
 from storage.graph.concept_graph import concept_place
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ import torch
 
 from compute.models import load_adapter
 from compute.models.adapter import ModelLevel
-from compute.steering.concept_levels import concept_levels
 from compute.steering.context import steer
 from compute.steering.distance import Distance
 from compute.steering.edits import Edit
+from compute.steering.steering_levels import concept_levels
 from storage.graph.concept_graph import concept_place
 
 __all__ = ["Outcome", "Variant", "compare", "default_prompts", "generate", "load_model"]

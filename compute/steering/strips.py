@@ -10,10 +10,10 @@ import torch
 
 from compute.models.diffusion import Prompt
 from compute.models.language import Context
-from compute.steering.concept_levels import ConceptLevel
 from compute.steering.context import steer
 from compute.steering.edits import Edit
 from compute.steering.session import generate
+from compute.steering.steering_levels import ConceptLevel
 from storage.graph.concept_graph import ConceptGraph, concept_place
 
 __all__ = ["steering_strips", "strong_concepts"]

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compute.steering.concept_levels import ConceptLevel, concept_levels, find_level, moved
 from compute.steering.concept_reader import ConceptReader
 from compute.steering.places import Moment, PlaceRows, Target
 from compute.steering.running import Interventions, Probe
+from compute.steering.steering_levels import ConceptLevel, concept_levels, find_level, moved
 
 __all__ = ["Trace", "trace"]
 

@@ -5,10 +5,10 @@ the model's own output the graph's circuits carry. `open_bench` puts a model on 
 """
 
 from compute.verification.bench import Bench, Pool
+from compute.verification.benches import open_bench
+from compute.verification.circuit_faithfulness import Faithfulness, faithfulness
 from compute.verification.effects import Verification, verify_edges
-from compute.verification.faithfulness import Faithfulness, faithfulness
 from compute.verification.nulls import correlation_edges, shuffled_edges
-from compute.verification.open_bench import open_bench
 
 __all__ = [
     "Bench",

@@ -14,9 +14,9 @@ from scipy.sparse import csr_matrix, vstack
 from torch import Tensor
 
 from compute.dictionaries import Dictionary
-from compute.steering.concept_levels import ConceptLevel, find_level
 from compute.steering.places import Moment, PlaceRows, Target
 from compute.steering.running import RowChange
+from compute.steering.steering_levels import ConceptLevel, find_level
 
 __all__ = ["Bench", "Direction", "Pool", "Replace"]
 

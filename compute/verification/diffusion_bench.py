@@ -32,10 +32,10 @@ from compute.models.denoisers import Flux
 from compute.models.diffusion import DiffusionModel, Image, Prompt, noise_of
 from compute.models.hooks import stream_out
 from compute.models.patches import Grid, align, feature_map
-from compute.steering.concept_levels import ConceptLevel
 from compute.steering.editing import nearest_timestep
 from compute.steering.places import Moment, PlaceRows, Target
 from compute.steering.running import Intervention, Interventions, RowChange
+from compute.steering.steering_levels import ConceptLevel
 from compute.verification.bench import Bench, Direction
 
 __all__ = ["DiffusionBench"]

@@ -14,9 +14,9 @@ from torch import Tensor
 from compute.dictionaries import Dictionary
 from compute.models.hooks import StopForward
 from compute.models.language import Context, LanguageModel
-from compute.steering.concept_levels import ConceptLevel
 from compute.steering.places import Moment, PlaceRows, Target
 from compute.steering.running import Intervention, Interventions, RowChange
+from compute.steering.steering_levels import ConceptLevel
 from compute.verification.bench import Bench, Replace
 
 __all__ = ["LanguageBench"]

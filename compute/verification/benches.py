@@ -7,8 +7,8 @@ from typing import Any
 
 from compute.models.diffusion import DiffusionModel
 from compute.models.language import LanguageModel
-from compute.steering.concept_levels import concept_levels, moved
 from compute.steering.places import Target
+from compute.steering.steering_levels import concept_levels, moved
 from compute.verification.bench import Bench
 from compute.verification.diffusion_bench import DiffusionBench
 from compute.verification.language_bench import LanguageBench
