@@ -168,18 +168,7 @@ class HierarchicalSelectionModel(Estimator):
         for rows, most, k in zip(raw, widths, active, strict=True):
             first = self._first(rows, sample, most, k)
             parts = below if self.coupled else None
-
-            def fit(
-                most: int, first: _First = first, parts: FloatArray | None = parts
-            ) -> SelectionLevel:
-                bounded = first.bounded(most)
-                level = best_fit(_own(bounded), first.x, None, self.rounds, n, most)
-                if parts is None:
-                    return level
-                starts = chain([level], _from_parts(bounded, parts, most))
-                return best_fit(starts, first.x, parts, self.rounds, n, most)
-
-            level = with_interactions(fit, first.x, parts, n, most)
+            level = self._fit_level(first, parts, n, most)
             self._seen.append(_Seen.of(level, first.whitening, first.x, parts))
             taken.append(first.white.shrinkage)
             below = level.encode(first.x, parts)
@@ -243,7 +232,10 @@ class HierarchicalSelectionModel(Estimator):
 
         def learnt(x: Tensor, width: int) -> Dictionary:
             batch = min(_BATCH_ROWS, len(x))
-            return fit_dictionary(x, width, k, self.steps, self.seed, "batchtopk", batch_size=batch)
+            active = min(k, width)
+            return fit_dictionary(
+                x, width, active, self.steps, self.seed, "batchtopk", batch_size=batch
+            )
 
         def white(shrinkage: float) -> _White:
             whitening = estimate_whitening(rows, shrinkage, without_noise=True)
@@ -261,6 +253,21 @@ class HierarchicalSelectionModel(Estimator):
         facets = facet_codes(own.x, noise, self.seed)
         whitening = estimate_whitening(rows, float("inf"), without_noise=True)
         return _First.of(own, whitening, whitening.rows(rows[sample]), facets)
+
+    def _fit_level(
+        self, first: _First, parts: FloatArray | None, n_total: int, most: int
+    ) -> SelectionLevel:
+        """The best level of ``most`` concepts or fewer, given codes (n, p) of the parts, if any."""
+
+        def fit(most: int) -> SelectionLevel:
+            bounded = first.bounded(most)
+            level = best_fit(_own(bounded), first.x, None, self.rounds, n_total, most)
+            if parts is None:
+                return level
+            starts = chain([level], _from_parts(bounded, parts, most))
+            return best_fit(starts, first.x, parts, self.rounds, n_total, most)
+
+        return with_interactions(fit, first.x, parts, n_total, most)
 
     def _settings(self, n_levels: int) -> tuple[list[int], list[int]]:
         widths = [int(width) for width in self.n_concepts]

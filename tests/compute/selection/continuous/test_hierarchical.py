@@ -91,3 +91,10 @@ def test_encode_refuses_other_levels(model):
         model.encode(0, np.zeros((5, 20)))
     with pytest.raises(ValueError, match=r"level 1 needs \(n, 20\)"):
         model.encode(1, np.zeros((5, 19)))
+
+
+def test_a_level_may_be_tried_with_fewer_concepts_than_k(rows):
+    """Where terms pay, a fit of half as many concepts is tried, whatever k is."""
+    model = HierarchicalSelectionModel(n_concepts=(16, 3), k=3, steps=2)
+    first = model._first(torch.from_numpy(rows.activations[1]), torch.arange(200), 3, 3)
+    assert [len(directions) for directions in first.bounded(2).directions] == [2, 6]
