@@ -227,40 +227,16 @@ def atlas_data(
 ) -> AtlasData:
     """What the report shows of a run; histories and strips are given by the concepts' ids."""
     nodes = {node["id"]: node for node in findings.graph.nodes.to_pylist()}
-    concepts = [
+    observed = [
         Concept(id=node["id"], level=0, index=node["index"], label=node["label"], frequency=0.0)
         for node in nodes.values()
         if node["level"] == 0
     ]
+    concepts = list(observed)
+    levels = [Level(level=0, name="observed", n_concepts=len(observed))]
     for number, level in enumerate(findings.levels, 1):
         concepts += _concepts(number, level, nodes, histories or {}, strips or {})
-    observed = len([c for c in concepts if c.level == 0])
-    levels = [Level(level=0, name="observed", n_concepts=observed)]
-    for number, level in enumerate(findings.levels, 1):
-        shown = ("explained_variance", "l0", "dead_share")
-        levels.append(
-            Level(
-                level=number,
-                name=level.settings.name,
-                hookpoint=level.settings.hookpoint,
-                timestep=level.settings.timestep,
-                n_concepts=len(level.summary.counts),
-                metrics={key: float(level.scores[key]) for key in shown if key in level.scores},
-            )
-        )
-    edges = [
-        Edge(
-            source=edge["source"],
-            target=edge["target"],
-            strength=max(0.0, edge["strength"]),
-            confidence=edge["confidence"],
-            sign=-1 if (edge["sign"] or 1) < 0 else 1,
-            stability=edge["stability"],
-            verdict=edge["verdict"],
-            effect=edge["effect"],
-        )
-        for edge in findings.graph.edges.to_pylist()
-    ]
+        levels.append(_shown_level(number, level))
     return AtlasData(
         name=name,
         version=version,
@@ -271,8 +247,34 @@ def atlas_data(
         steps=tuple(steps),
         levels=tuple(levels),
         concepts=tuple(concepts),
-        edges=tuple(edges),
+        edges=tuple(_shown_edge(edge) for edge in findings.graph.edges.to_pylist()),
         changes=changes,
+    )
+
+
+def _shown_level(number: int, level: LevelFindings) -> Level:
+    return Level(
+        level=number,
+        name=level.settings.name,
+        hookpoint=level.settings.hookpoint,
+        timestep=level.settings.timestep,
+        n_concepts=len(level.summary.counts),
+        metrics={
+            key: float(level.scores[key]) for key in ("explained_variance", "l0", "dead_share")
+        },
+    )
+
+
+def _shown_edge(edge: Mapping[str, Any]) -> Edge:
+    return Edge(
+        source=edge["source"],
+        target=edge["target"],
+        strength=max(0.0, edge["strength"]),
+        confidence=edge["confidence"],
+        sign=-1 if (edge["sign"] or 1) < 0 else 1,
+        stability=edge["stability"],
+        verdict=edge["verdict"],
+        effect=edge["effect"],
     )
 
 

@@ -107,23 +107,9 @@ class TableWorld:
             If no such world exists or none was found, naming the setting to relax.
         """
         sizes = (n_wholes,) if isinstance(n_wholes, int) else tuple(n_wholes)
-        if not sizes or any(size < 1 for size in sizes) or list(sizes) != sorted(sizes)[::-1]:
-            raise ValueError(
-                f"n_wholes is {n_wholes!r}; give positive counts, none above its lower level's."
-            )
-        for name, (low, high), least in (
-            ("parts_per_whole", parts_per_whole, 1),
-            ("part_states", part_states, 2),
-            ("whole_states", whole_states, 2),
-        ):
-            if not least <= low <= high:
-                raise ValueError(f"{name} is {(low, high)}; give {least} <= low <= high.")
-        if not 0 <= separation < 1:
-            raise ValueError(f"separation is {separation}; give a total variation in [0, 1).")
-        if not 0 < rarest_state * whole_states[1] < 1:
-            raise ValueError(
-                f"rarest_state is {rarest_state}; give a value in (0, 1/{whole_states[1]})."
-            )
+        _check_hierarchy(
+            sizes, parts_per_whole, part_states, whole_states, separation, rarest_state
+        )
         rng = np.random.default_rng(seed)
         blocks = [
             _draw_block(rng, parts_per_whole, part_states, whole_states) for _ in range(sizes[0])
@@ -244,6 +230,34 @@ def identifiable(part_states: IntArray | tuple[int, ...], whole_states: int) -> 
         if sum(min(whole_states, size) for size in sizes) >= 2 * whole_states + 2:
             return True
     return False
+
+
+def _check_hierarchy(
+    sizes: tuple[int, ...],
+    parts_per_whole: tuple[int, int],
+    part_states: tuple[int, int],
+    whole_states: tuple[int, int],
+    separation: float,
+    rarest_state: float,
+) -> None:
+    """Refuse settings of which there is no world; see :meth:`TableWorld.hierarchy`."""
+    if not sizes or any(size < 1 for size in sizes) or list(sizes) != sorted(sizes)[::-1]:
+        raise ValueError(
+            f"n_wholes is {sizes}; give positive counts, none above its lower level's."
+        )
+    for name, (low, high), least in (
+        ("parts_per_whole", parts_per_whole, 1),
+        ("part_states", part_states, 2),
+        ("whole_states", whole_states, 2),
+    ):
+        if not least <= low <= high:
+            raise ValueError(f"{name} is {(low, high)}; give {least} <= low <= high.")
+    if not 0 <= separation < 1:
+        raise ValueError(f"separation is {separation}; give a total variation in [0, 1).")
+    if not 0 < rarest_state * whole_states[1] < 1:
+        raise ValueError(
+            f"rarest_state is {rarest_state}; give a value in (0, 1/{whole_states[1]})."
+        )
 
 
 def _draw_block(

@@ -39,6 +39,28 @@ def grammar_world(settings: GrammarSettings) -> GrammarWorld:
     return GrammarWorld(settings.n_symbols, settings.n_phrases, settings.n_sentences, settings.seed)
 
 
+def _new_model(settings: GrammarSettings, n_tokens: int) -> Any:
+    """An untrained `GPT2LMHeadModel`, whose weights follow from the seed."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        return GPT2LMHeadModel(
+            GPT2Config(
+                vocab_size=n_tokens,
+                n_positions=settings.length,
+                n_embd=settings.width,
+                n_layer=settings.layers,
+                n_head=settings.heads,
+                bos_token_id=0,
+                eos_token_id=0,
+                resid_pdrop=0.0,
+                embd_pdrop=0.0,
+                attn_pdrop=0.0,
+            )
+        )
+
+
 def train_grammar_model(
     settings: GrammarSettings,
     location: Location,
@@ -63,25 +85,8 @@ def train_grammar_model(
     ValueError
         If the checkpoint is of another training.
     """
-    from transformers import GPT2Config, GPT2LMHeadModel
-
     world = grammar_world(settings)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        model = GPT2LMHeadModel(
-            GPT2Config(
-                vocab_size=len(world.vocabulary),
-                n_positions=settings.length,
-                n_embd=settings.width,
-                n_layer=settings.layers,
-                n_head=settings.heads,
-                bos_token_id=0,
-                eos_token_id=0,
-                resid_pdrop=0.0,
-                embd_pdrop=0.0,
-                attn_pdrop=0.0,
-            )
-        )
+    model = _new_model(settings, len(world.vocabulary))
     parameters = dict(model.named_parameters())
     kept = {name: value.detach().clone() for name, value in parameters.items()}
     optimiser = torch.optim.AdamW(parameters.values(), lr=settings.rate, weight_decay=0.01)

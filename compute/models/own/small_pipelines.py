@@ -31,7 +31,6 @@ def new_text_to_image(
     ValueError : the size is no multiple of 8.
     """
     import diffusers
-    from transformers import CLIPTextConfig, CLIPTextModel
 
     if size < 8 or size % 8:
         raise ValueError(f"size is {size}; it must be a multiple of 8 pixels")
@@ -39,42 +38,10 @@ def new_text_to_image(
     parts: Any = diffusers
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        vae = parts.AutoencoderKL(
-            block_out_channels=(8, 16, 32),
-            down_block_types=("DownEncoderBlock2D",) * 3,
-            up_block_types=("UpDecoderBlock2D",) * 3,
-            latent_channels=4,
-            layers_per_block=1,
-            norm_num_groups=8,
-            sample_size=size,
-            mid_block_add_attention=False,
-        )
-        text_encoder = CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=96,
-                intermediate_size=192,
-                num_hidden_layers=2,
-                num_attention_heads=4,
-                max_position_embeddings=longest,
-                projection_dim=96,
-                bos_token_id=tokenizer.bos_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-        )
-        unet = parts.UNet2DConditionModel(
-            sample_size=size // 4,
-            in_channels=4,
-            out_channels=4,
-            layers_per_block=1,
-            block_out_channels=(32, 64),
-            norm_num_groups=16,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-            attention_head_dim=4,
-            cross_attention_dim=96,
-        )
+        # Weights are drawn in this order.
+        vae = _new_autoencoder(size)
+        text_encoder = _new_text_encoder(tokenizer, longest)
+        unet = _new_denoiser(size // 4)
     pipeline = parts.StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,
@@ -87,6 +54,59 @@ def new_text_to_image(
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def _new_autoencoder(size: int) -> Any:
+    import diffusers
+
+    parts: Any = diffusers
+    return parts.AutoencoderKL(
+        block_out_channels=(8, 16, 32),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        latent_channels=4,
+        layers_per_block=1,
+        norm_num_groups=8,
+        sample_size=size,
+        mid_block_add_attention=False,
+    )
+
+
+def _new_text_encoder(tokenizer: Any, longest: int) -> Any:
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=96,
+            intermediate_size=192,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=longest,
+            projection_dim=96,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def _new_denoiser(latent_size: int) -> Any:
+    import diffusers
+
+    parts: Any = diffusers
+    return parts.UNet2DConditionModel(
+        sample_size=latent_size,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=1,
+        block_out_channels=(32, 64),
+        norm_num_groups=16,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=4,
+        cross_attention_dim=96,
+    )
 
 
 def new_unconditional(*, size: int = 16, seed: int = 0) -> Any:
