@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 import networkx
@@ -84,6 +85,8 @@ KNOWN_CIRCLES = [
 ]
 # Names of classes that still mean two things, each to be told apart: to be emptied.
 KNOWN_NAMESAKES = {"Steering"}
+# Rooms whose doors are files: each step is one, and so is each folder of weights.
+NO_NAMES = {"compute.steps", "compute.pretrained"}
 FORBIDDEN = {
     "compute": {"prefect"},
     "storage": {"prefect", "torch", "ray", "transformers", "diffusers"},
@@ -248,6 +251,20 @@ def test_a_file_name_occurs_once():
         if path.name not in ("__init__.py", "__main__.py"):
             places[path.name].append(name)
     assert not {name: where for name, where in places.items() if len(where) > 1}
+
+
+ROOMS_OF_COMPUTE = sorted(
+    name for name, path in modules().items() if name.count(".") == 1 and path.name == "__init__.py"
+)
+
+
+@pytest.mark.parametrize("room", [name for name in ROOMS_OF_COMPUTE if "compute." in name])
+def test_every_room_has_a_front_door(room):
+    door = import_module(room)
+    assert len(door.__doc__.splitlines()) > 2, "say what the room is for"
+    if room not in NO_NAMES:
+        assert door.__all__ == sorted(door.__all__)
+    assert all(getattr(door, name, None) is not None for name in getattr(door, "__all__", ()))
 
 
 def test_no_file_hides_a_name_of_its_front_door():

@@ -1,12 +1,14 @@
 """Hierarchical selection models: the simplest wholes that explain the parts.
 
 Continuous variables are made sparse (:class:`HierarchicalSelectionModel`), discrete ones compressed
-(:func:`nonnegative_rank`, :class:`DiscreteHierarchy`). Torch is imported with the first only.
+(:func:`nonnegative_rank`, :class:`DiscreteHierarchy`). :func:`assumption_report` measures what
+their guarantees need. Torch is imported with the first only.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from compute.selection.assumptions import AssumptionReport, assumption_report
 from compute.selection.discrete.hierarchy import DiscreteHierarchy
 from compute.selection.discrete.rank import RankStep, nonnegative_rank, rank_evidence
 
@@ -14,9 +16,11 @@ if TYPE_CHECKING:
     from compute.selection.continuous.hierarchical import HierarchicalSelectionModel
 
 __all__ = [
+    "AssumptionReport",
     "DiscreteHierarchy",
     "HierarchicalSelectionModel",
     "RankStep",
+    "assumption_report",
     "nonnegative_rank",
     "rank_evidence",
 ]

@@ -1,4 +1,9 @@
-"""Steering: a running model edited by its concepts, at several levels at once."""
+"""Steering: a running model edited by its concepts, at several levels at once.
+
+`steer` is a context manager in which a model's activations carry the edits (`Edit`), exactly, and
+`trace` one that records codes. Concepts to edit are found by a word, by contrast of samples or by
+SAeUron's score; `propagate` carries an edit of a whole to its parts through the graph.
+"""
 
 from compute.steering.context import Steering, steer
 from compute.steering.distance import Distance

@@ -8,6 +8,7 @@ from compute.verification.bench import Bench, Pool
 from compute.verification.benches import open_bench
 from compute.verification.circuit_faithfulness import Faithfulness, faithfulness
 from compute.verification.effects import Verification, verify_edges
+from compute.verification.items import held_out_items
 from compute.verification.nulls import correlation_edges, shuffled_edges
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Verification",
     "correlation_edges",
     "faithfulness",
+    "held_out_items",
     "open_bench",
     "shuffled_edges",
     "verify_edges",

@@ -1,4 +1,9 @@
-"""Worlds with known ground truth: every latent variable and every edge can be checked."""
+"""Worlds with known ground truth: every latent variable and every edge can be checked.
+
+`SelectionWorld` makes worlds of vectors and of texts; tables are those of `table_world.py`, and
+pictures those of `sprites.py` and `digits.py`, with readers that tell what a drawing shows. No
+model is known here.
+"""
 
 from compute.worlds.grammar import GrammarSample, GrammarWorld
 from compute.worlds.structure import GATES, Gate, Kind, Whole

@@ -1,1 +1,4 @@
-"""Hierarchies of discrete variables, recovered by compression."""
+"""Hierarchies of discrete variables, recovered by compression.
+
+The doors are `compute.selection.DiscreteHierarchy` and `compute.selection.nonnegative_rank`.
+"""
