@@ -91,8 +91,8 @@ def _weighted_sums(
     root = np.sqrt(weight)
     design = np.column_stack([np.ones(len(bits)), bits]) * root[:, None]
     index = bits @ np.linalg.lstsq(design, rate * root, rcond=None)[0][1:]
-    bars = np.unique(np.round(index[weight > 0], 9))[1:]
-    return np.asarray(index[:, None] >= bars - 1e-9, dtype=np.float32)
+    thresholds = np.unique(np.round(index[weight > 0], 9))[1:]
+    return np.asarray(index[:, None] >= thresholds - 1e-9, dtype=np.float32)
 
 
 def _r_squared(

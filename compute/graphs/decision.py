@@ -1,15 +1,15 @@
 """Which losses make an edge: a decision taken from the losses themselves.
 
-Two things must hold. The loss must be more than chance, and it must be more than what an imperfect
-regression leaks: with enough rows every linear or quadratic stand-in for the true gate gives the
-neighbours of a parent a loss that is *significant* and yet tiny. Leaks and edges lie about two
-orders of magnitude apart on a logarithmic scale, so the bar is where a mixture of two normals,
-fitted to the logarithms of all significant losses, changes sides. Its posterior is the confidence.
+Two things must hold. The loss must be more than chance, and more than the leakage of a misspecified
+regression: with enough rows every linear or quadratic approximation of the true gate gives the
+neighbours of a parent a loss that is *significant* and yet tiny. Leakage and edges lie about two
+orders of magnitude apart, so the threshold is where a mixture of two normals, fitted to the
+logarithms of all significant losses, changes sides. Its posterior is the confidence.
 
-A whole that its parents leave partly unexplained has more to fear: what is missing among the parts,
-or was measured badly, speaks through parts that go along with it. Codes of learned dictionaries are
-like that. The confidence of an edge therefore is no higher than the posterior against leaks of a
-size in proportion to what is unexplained.
+Where parents leave a whole partly unexplained there is confounding besides: a cause that is missing
+among the parts, or was measured badly, acts through parts that correlate with it. Codes of learned
+dictionaries are like that. The confidence of an edge is therefore no higher than the posterior
+against leakage in proportion to what is unexplained.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from scipy.stats import f as f_ratio
 _EXPECTED_FALSE = 0.05
 _RAREST_CHANCE = 1e-6
 
-# What is known before seeing data of leaks and of edges: mean and standard deviation of log loss
-# share, and how many observations that knowledge counts for. Leaks lie near 0.1 %, edges near 15 %
-# across gates, codes and correlations (tests/benchmarks/graphs.py).
+# The prior of leakage and of edges: mean and standard deviation of log loss share, and how many
+# observations that knowledge counts for. Leakage lies near 0.1 %, edges near 15 % across gates,
+# codes and correlations (tests/benchmarks/graphs.py).
 _LEAK, _EDGE = (np.log(0.001), 0.9), (np.log(0.15), 1.1)
 _PRIOR_WEIGHT = 20.0
 # More data than this no longer outweigh the prior: in real codes losses form a continuum that two
@@ -41,7 +41,7 @@ _STAND_IN = 0.08
 
 
 @dataclass(frozen=True)
-class Bar:
+class LossThreshold:
     """The fitted mixture: ``share`` is the loss share at which an edge is as likely as a leak."""
 
     share: float
@@ -81,11 +81,11 @@ def beyond_chance(
     level = min(_RAREST_CHANCE, _EXPECTED_FALSE / n_pairs)
     most = int(freedom.max(initial=1))
     # The bases are kept small enough for the error to have at least this many degrees.
-    bars = np.arange(1, most + 1) * f_ratio.isf(level, np.arange(1, most + 1), 0.85 * n)
-    return np.asarray(evidence > bars[np.maximum(freedom, 1) - 1])
+    thresholds = np.arange(1, most + 1) * f_ratio.isf(level, np.arange(1, most + 1), 0.85 * n)
+    return np.asarray(evidence > thresholds[np.maximum(freedom, 1) - 1])
 
 
-def set_bar(shares: NDArray[np.float64]) -> Bar:
+def fit_threshold(shares: NDArray[np.float64]) -> LossThreshold:
     """Fit the mixture of leaks and edges to significant loss shares, by EM with a prior."""
     x = np.log(np.maximum(shares, 1e-12))
     weight = min(1.0, _MOST_WEIGHT / max(len(x), 1))
@@ -105,7 +105,7 @@ def set_bar(shares: NDArray[np.float64]) -> Bar:
     above = np.flatnonzero(odds[low:] > 0)
     at = grid[low + above[0]] if len(above) else grid[high]
     trusted = (float(grid[low]), float(grid[high]) if a < 0 else np.inf)
-    return Bar(float(np.exp(at)), (a, b, c), trusted)
+    return LossThreshold(float(np.exp(at)), (a, b, c), trusted)
 
 
 def _odds(m0: float, s0: float, m1: float, s1: float, pi: float) -> tuple[float, float, float]:

@@ -10,7 +10,7 @@ from scipy.stats import chi2
 
 from compute.graphs.candidates import find_candidates
 from compute.graphs.composition import form_of
-from compute.graphs.decision import Bar, beyond_chance, set_bar
+from compute.graphs.decision import LossThreshold, beyond_chance, fit_threshold
 from compute.graphs.direction import kind_of
 from compute.graphs.invariance import check_environment, invariant_parts
 from compute.graphs.jobs import in_parallel, single_threaded_blas
@@ -27,7 +27,7 @@ from compute.graphs.result import EdgeRecovery
 # Inputs of more cells than this stay sparse (or become so, if at most a tenth is non-zero).
 _DENSE_CELLS = 20_000_000
 _SPARSE_SHARE = 0.1
-# A half-sample finds an edge again where its loss is over the bar and has a p-value below this.
+# A half-sample finds an edge again where its loss exceeds the threshold with a p-value below this.
 _HALF_LEVEL = 1e-3
 _WHOLES_AT_ONCE = 128
 
@@ -93,8 +93,10 @@ def recover_from(
     """Recover the edges from prepared rows and the correlations of all rows."""
     p, w = corr.cross.shape
     found = find_candidates(rows, corr)
-    bar = set_bar(found.share[beyond_chance(found.evidence, found.freedom, p * w, rows.n)])
-    settled = find_parents(rows, found, bar, p * w)
+    threshold = fit_threshold(
+        found.share[beyond_chance(found.evidence, found.freedom, p * w, rows.n)]
+    )
+    settled = find_parents(rows, found, threshold, p * w)
     kind = np.full(w, "undecided", dtype="<U16")
     form = np.full(w, "none", dtype="<U16")
     unexplained = np.ones(w)
@@ -112,9 +114,9 @@ def recover_from(
             invariant = np.ones(len(parents), dtype=np.bool_)
             if environment is not None:
                 close = rows.close(j, parents, siblings)
-                invariant = invariant_parts(close, environment, found.quadratic, bar.share)
+                invariant = invariant_parts(close, environment, found.quadratic, threshold.share)
             owner = np.full(len(parents), j)
-            columns.append((parents, owner, *_edge_columns(evidence, bar), invariant))
+            columns.append((parents, owner, *_edge_columns(evidence, threshold), invariant))
         return columns
 
     order = sorted(settled)
@@ -138,13 +140,13 @@ def recover_from(
     )
 
 
-def _edge_columns(evidence: Any, bar: Bar) -> tuple[NDArray[Any], ...]:
+def _edge_columns(evidence: Any, threshold: LossThreshold) -> tuple[NDArray[Any], ...]:
     again = evidence.half_chi2 > chi2.isf(_HALF_LEVEL, evidence.freedom)[:, None]
-    again &= evidence.halves > bar.share
+    again &= evidence.halves > threshold.share
     strength = evidence.strength
     return (
         strength,
-        bar.confidence(strength, evidence.unexplained),
+        threshold.confidence(strength, evidence.unexplained),
         evidence.sign,
         again.mean(axis=1),
     )

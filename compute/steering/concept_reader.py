@@ -76,9 +76,9 @@ class ConceptReader:
             return rows
         some = x if len(rows) == len(x) else x[rows]
         others = torch.addmm(self._screen_bias, some, self._screen)
-        bar = others.topk(self._dictionary.k, dim=1).values[:, -1]
-        limit = bar - _MARGIN * bar.abs()
-        # A chosen concept may itself be in the screen: it then equals the bar and passes.
+        threshold = others.topk(self._dictionary.k, dim=1).values[:, -1]
+        limit = threshold - _MARGIN * threshold.abs()
+        # A chosen concept may itself be in the screen: it then equals the threshold and passes.
         return rows[own[rows].amax(dim=1) >= limit]
 
     def _learn(self, indices: Tensor, values: Tensor) -> None:

@@ -26,7 +26,7 @@ _FEWEST_CAUSES = 64
 
 @dataclass(frozen=True, slots=True)
 class EdgeScore:
-    """How a set of pairs fares.
+    """Verdicts and mean effect of a set of pairs.
 
     Attributes
     ----------
@@ -43,7 +43,7 @@ class EdgeScore:
 
 @dataclass(frozen=True)
 class Verification:
-    """The graph with its effects, and how it fares beside graphs without structure.
+    """The graph with its effects, and the scores of graphs without structure beside it.
 
     Attributes
     ----------
@@ -337,11 +337,11 @@ class _Judge:
         freedom = int(self._effects.samples[row]) - 1
         quantile = float(stats.t.ppf((1 + _LEVEL) / 2, freedom))
         half = quantile * float(self._effects.error[row, read])
-        bar = float(np.quantile(sign * self._effects.mean[matched, read], _LEVEL))
+        threshold = float(np.quantile(sign * self._effects.mean[matched, read], _LEVEL))
         low, high = sign * effect - half, sign * effect + half
-        if low > 0 and sign * effect > bar:
+        if low > 0 and sign * effect > threshold:
             return _Outcome(effect, half, 1)
-        return _Outcome(effect, half, -1 if high <= max(bar, 0.0) else 0)
+        return _Outcome(effect, half, -1 if high <= max(threshold, 0.0) else 0)
 
     def _matched(self, row: int, read: int) -> NDArray[np.int64]:
         start, stop = self._linked.indptr[read : read + 2]

@@ -19,9 +19,9 @@ Kind = Literal["selection", "common_cause"]
 
 GATES: tuple[Gate, ...] = get_args(Gate)
 
-# A drive is compared with this bar: parts have unit mean where they are active, so the bar lies
+# A drive is compared with this threshold: parts have unit mean where active, so the threshold lies
 # between "absent" (0) and "typically present" (1).
-_BAR = 0.35
+_THRESHOLD = 0.35
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +58,15 @@ class Whole:
         if self.gate == "sum-threshold":
             return _sum_drive(values, np.asarray(self.weights), self.quorum)
         if self.gate == "and":
-            return np.asarray(values.min(axis=1) - _BAR)
+            return np.asarray(values.min(axis=1) - _THRESHOLD)
         if self.gate == "or":
-            return np.asarray(values.max(axis=1) - _BAR)
+            return np.asarray(values.max(axis=1) - _THRESHOLD)
         if self.gate == "and-of-ors":
             strongest = [values[:, list(g)].max(axis=1) for g in self.groups]
-            return np.asarray(np.min(strongest, axis=0) - _BAR)
+            return np.asarray(np.min(strongest, axis=0) - _THRESHOLD)
         summed, alternatives = (list(g) for g in self.groups)
         total = _sum_drive(values[:, summed], np.asarray(self.weights)[summed], self.quorum)
-        return np.asarray(np.minimum(total, values[:, alternatives].max(axis=1) - _BAR))
+        return np.asarray(np.minimum(total, values[:, alternatives].max(axis=1) - _THRESHOLD))
 
 
 def _sum_drive(

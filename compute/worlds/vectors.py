@@ -121,7 +121,7 @@ class VectorWorld:
     _wholes: tuple[tuple[Whole, ...], ...] = field(init=False, repr=False, compare=False)
     _scales: tuple[NDArray[np.float64], ...] = field(init=False, repr=False, compare=False)
     _severed: tuple[tuple[int, int], ...] = field(init=False, repr=False, compare=False)
-    _bar: float = field(init=False, repr=False, compare=False)
+    _threshold: float = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         self._check()
@@ -248,7 +248,7 @@ class VectorWorld:
         """
         put = object.__setattr__
         put(self, "_severed", ())
-        put(self, "_bar", -np.inf)
+        put(self, "_threshold", -np.inf)
         n_causes = round(self.common_cause * self.sizes[1])
         causes = self._draw_causes(rng, n_causes)
         put(self, "_wholes", (causes,))
@@ -269,7 +269,7 @@ class VectorWorld:
             put(self, "_wholes", tuple(done))
             put(self, "_scales", tuple(scales))
             below = self._forward(rng, environment)[level]
-        put(self, "_bar", float(np.quantile(_score(below), 1.0 - self.selected_fraction)))
+        put(self, "_threshold", float(np.quantile(_score(below), 1.0 - self.selected_fraction)))
         chosen = [j for j in range(n_causes, self.sizes[1]) if rng.random() < self.variant_edges]
         put(self, "_severed", tuple((int(rng.choice(done[0][j].parts)), j) for j in chosen))
 
@@ -368,10 +368,10 @@ class VectorWorld:
         shared = rng.standard_normal((n, self._loadings.shape[1])) @ self._loadings.T
         own = rng.standard_normal((n, self.sizes[0]))
         latent = np.sqrt(self.correlation) * shared + np.sqrt(1.0 - self.correlation) * own
-        bar = ndtri(1.0 - self._rates)[environment]
+        threshold = ndtri(1.0 - self._rates)[environment]
         if self.code_style == "continuous":
-            return np.asarray(np.logaddexp(0.0, 4.0 * (latent - bar)) / 4.0)
-        active = latent > bar
+            return np.asarray(np.logaddexp(0.0, 4.0 * (latent - threshold)) / 4.0)
+        active = latent > threshold
         if self.code_style == "binary":
             return np.asarray(active, dtype=np.float64)
         return np.asarray(np.where(active, rng.lognormal(-0.045, 0.3, latent.shape), 0.0))
@@ -398,7 +398,7 @@ class VectorWorld:
 
     def _selected(self, rng: np.random.Generator, top: NDArray[np.float64]) -> NDArray[np.bool_]:
         spared = rng.random(len(top)) >= self.selection
-        return (_score(top) >= self._bar) | spared
+        return (_score(top) >= self._threshold) | spared
 
     def _mix(
         self, rng: np.random.Generator, level: int, codes: NDArray[np.float32]

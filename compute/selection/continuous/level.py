@@ -241,7 +241,7 @@ def least_squares(
 
 
 def inactive(prior: SpikeAndSlab, codes: Tensor) -> Tensor:
-    """Per concept (c,), what a prior pays over all rows of codes (n, c) to say ``not active``.
+    """Per concept (c,), what the prior spends over all rows of codes (n, c) on ``not active``.
 
     Posteriors are against no active concept, so this is what they leave out.
     """

@@ -137,19 +137,19 @@ def with_interactions(
 ) -> SelectionLevel:
     """The level of ``most`` concepts or fewer, with terms in products of codes if they pay.
 
-    A sum of directions is made to fit rows that bend by more concepts than there are, and may be
-    led astray. So where terms are needed, concepts are dropped one by one, and ``fit``, which is
-    asked for a level of so many concepts at most, is asked for half as many, as long as a level
-    with terms scores higher for it.
+    A sum of directions fits rows that are nonlinear in the codes only with more concepts than there
+    are, some of them spurious. So where terms are needed, concepts are dropped one by one, and
+    ``fit``, which is asked for a level of so many concepts at most, is asked for half as many, as
+    long as a level with terms scores higher for it.
     """
     description_length = DescriptionLength.of_rows(x, n_total)
     level = fit(most)
-    best = _bent(level, x, below, description_length)
+    best = _best_with_terms(level, x, below, description_length)
     if best is None:
         return level
     while most > _FEWEST:
         most = -(-most // 2)
-        other = _bent(fit(most), x, below, description_length)
+        other = _best_with_terms(fit(most), x, below, description_length)
         if other is None or other.score <= best.score:
             break
         best = other
@@ -157,7 +157,7 @@ def with_interactions(
     return best.level
 
 
-class _Bent(NamedTuple):
+class _WithTerms(NamedTuple):
     """A level with terms, its score, and codes (n, c) of its rows."""
 
     score: float
@@ -172,41 +172,41 @@ class _Bent(NamedTuple):
         below: FloatArray | None,
         codes: Tensor,
         description_length: DescriptionLength,
-    ) -> _Bent:
+    ) -> _WithTerms:
         """A level with the terms that rows (n, d) need, from codes (n, c) without.
 
         The score of a level that needs none is minus infinity here.
         """
-        bent, score = replace(level), -np.inf
+        extended, score = replace(level), -np.inf
         for _ in range(_REFIT_ROUNDS):
-            if not bent.fit_terms(x, codes, description_length.term):
+            if not extended.fit_terms(x, codes, description_length.term):
                 return cls(-np.inf, level, codes)
-            codes, score = _refit(bent, x, below, codes, description_length)
-        return cls(score, bent, codes)
+            codes, score = _refit(extended, x, below, codes, description_length)
+        return cls(score, extended, codes)
 
 
-def _bent(
+def _best_with_terms(
     level: SelectionLevel,
     x: Tensor,
     below: FloatArray | None,
     description_length: DescriptionLength,
-) -> _Bent | None:
+) -> _WithTerms | None:
     """The best level with terms, as concepts are dropped one by one; none if terms do not pay.
 
     Concepts are dropped from the level without terms, as these would soon stand in for any.
     """
-    straight = replace(level)
+    plain = replace(level)
     z, score = _weigh(level, x, below, torch.from_numpy(level.encode(x, below)), description_length)
-    best = _Bent.of(straight, x, below, z, description_length)
+    best = _WithTerms.of(plain, x, below, z, description_length)
     if best.score <= score:
         return None
     misses = 0
-    while straight.n_concepts > _FEWEST and misses < _PATIENCE:
-        _, z = _simplify(straight, x, below, z, description_length, straight.n_concepts - 1)
-        bent = _Bent.of(straight, x, below, z, description_length)
+    while plain.n_concepts > _FEWEST and misses < _PATIENCE:
+        _, z = _simplify(plain, x, below, z, description_length, plain.n_concepts - 1)
+        extended = _WithTerms.of(plain, x, below, z, description_length)
         misses += 1
-        if bent.score > best.score:
-            best, misses = bent, 0
+        if extended.score > best.score:
+            best, misses = extended, 0
     return best
 
 

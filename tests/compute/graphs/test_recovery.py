@@ -6,7 +6,7 @@ from scipy import sparse
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from compute.graphs import recover_edges
-from compute.graphs.decision import set_bar
+from compute.graphs.decision import fit_threshold
 from compute.worlds import SelectionWorld
 
 
@@ -166,8 +166,8 @@ def test_what_is_missing_among_the_parts_costs_confidence(rows, recovery):
     assert np.median(found.unexplained) > np.median(recovery.unexplained)
     assert (found.edge_confidence >= 0.9).mean() < (recovery.edge_confidence >= 0.9).mean()
     shares = np.geomspace(1e-4, 1, 40)
-    bar = set_bar(found.edge_strength)
-    sure, less, least = (bar.confidence(shares, u) for u in (0.0, 0.3, 0.9))
+    threshold = fit_threshold(found.edge_strength)
+    sure, less, least = (threshold.confidence(shares, u) for u in (0.0, 0.3, 0.9))
     assert ((sure >= less) & (less >= least)).all()
     assert (np.diff(least) >= 0).all()
 
