@@ -260,7 +260,9 @@ def _shown_level(number: int, level: LevelFindings) -> Level:
         timestep=level.settings.timestep,
         n_concepts=len(level.summary.counts),
         metrics={
-            key: float(level.scores[key]) for key in ("explained_variance", "l0", "dead_share")
+            key: float(level.scores[key])
+            for key in ("explained_variance", "l0", "dead_share")
+            if key in level.scores
         },
     )
 

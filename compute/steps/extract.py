@@ -97,8 +97,8 @@ class _Extractor:
             },
         )
 
-    def _show(self, block: int, items: Sequence[Any]) -> Rows:
-        rows: Rows = self._loaded().extract(items)
+    def _show(self, block: int, items: Sequence[Any]) -> ActivationRows:
+        rows: ActivationRows = self._loaded().extract(items)
         if rows.pictures:
             shown = {sample: png(picture) for sample, picture in rows.pictures.items()}
             save_pictures(self.writer.location, block, shown)
