@@ -59,11 +59,14 @@ from storage.graph.graph_columns import (
 )
 from storage.graph.graph_formats import graphml, networkx_graph, node_link
 from storage.sealing.seals import Files
+from storage.notebook import card, figure, table, titled
 
 __all__ = ["GRAPH_FILES", "VERDICTS", "ConceptGraph", "concept_ids", "concept_place"]
 
 VERDICTS = ("confirmed", "refuted", "untested")
 GRAPH_FILES = ("nodes.parquet", "edges.parquet")
+# Strongest edges that a notebook shows.
+_SHOWN = 5
 
 Positions = NDArray[np.int64]
 
@@ -209,6 +212,24 @@ class ConceptGraph:
 
     def __contains__(self, node_id: object) -> bool:
         return node_id in self._position
+
+    def _repr_html_(self) -> str:
+        label = dict(zip(self.nodes["id"].to_pylist(), self.nodes["label"].to_pylist()))
+        strongest = pc.select_k_unstable(
+            self.edges.append_column("size", pc.abs(self.edges["strength"])),
+            _SHOWN,
+            [("size", "descending")],
+        )
+        rows = [
+            [titled(edge[end], label[edge[end]]) for end in ("source", "target")]
+            + [figure(edge[column]) for column in ("strength", "confidence", "verdict")]
+            for edge in self.edges.take(strongest).to_pylist()
+        ]
+        return card(
+            f"{self.n_nodes:,} nodes, {self.n_edges:,} edges, part → whole",
+            table(["level", "nodes"], [[n, f"{size:,}"] for n, size in self.levels.items()]),
+            table(["part", "whole", "strength", "confidence", "verdict"], rows),
+        )
 
     def equals(self, other: ConceptGraph) -> bool:
         """Whether both graphs have the same nodes and edges with the same columns."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from storage.locations import Location, NotFound
+from storage.notebook import card, figure, table
 from storage.records import digest
 from storage.registry.ledgers import CorruptArtifact
 from storage.registry.manifests import (
@@ -25,12 +26,15 @@ from storage.registry.manifests import (
 if TYPE_CHECKING:
     from storage.exports.saelens import SaeLensDictionary
     from storage.graph.concept_graph import ConceptGraph
+    from storage.registry.concepts import ConceptReader, PublishedConcept
 
 __all__ = ["Artifact"]
 
 REPORT_FILE = "report.html"
 STRIPS_FILE = "steering.json"
 _READERS = 4
+# What a notebook shows of each level's fit.
+_SCORES = ("explained_variance", "l0", "dead_share")
 
 
 class Artifact:
@@ -58,6 +62,20 @@ class Artifact:
 
     def __repr__(self) -> str:
         return f"<Artifact {self.name} version {self.version} ({self.status}) at {self.url}>"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            [level.level, level.name, level.hookpoint, f"{level.n_concepts:,}"]
+            + [figure(level.metrics.get(score)) for score in _SCORES]
+            for level in reversed(self.levels)
+        ]
+        counts = ", ".join(f"{value:,} {key}" for key, value in self.manifest.counts.items())
+        place = self.url if self.report_path is None else self.report_path.as_uri()
+        return card(
+            f"{self.name} v{self.version} ({self.status}): {counts}",
+            table(["level", "name", "hookpoint", "concepts", *_SCORES], rows),
+            table([], [["report" if self.report_path else "files", place]]),
+        )
 
     @property
     def name(self) -> str:
@@ -130,6 +148,22 @@ class Artifact:
         return ConceptGraph.from_parquet(
             self.read("graph/nodes.parquet"), self.read("graph/edges.parquet")
         )
+
+    def concept(self, concept_id: str) -> PublishedConcept:
+        """One concept, or observed variable, by its id ``"{level}:{index}"``.
+
+        Raises
+        ------
+        UnknownConcept
+            A KeyError, if the graph has no such node.
+        """
+        return self._concepts[concept_id]
+
+    @cached_property
+    def _concepts(self) -> ConceptReader:
+        from storage.registry.concepts import ConceptReader
+
+        return ConceptReader(self)
 
     def examples(self, level: int | str) -> list[dict[str, Any]]:
         """The stored examples of a level's concepts, one record per row.
