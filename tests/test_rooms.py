@@ -309,3 +309,13 @@ def test_no_pickle_is_read():
             assert "torch.load(" not in text, path
             assert "allow_pickle=True" not in text, path
             assert "trust_remote_code=True" not in text, path
+
+
+@pytest.mark.parametrize("package", ROOMS)
+def test_no_name_of_a_package_is_given_twice(package):
+    """A name that a package looks up late is hidden by a file of that name, once imported."""
+    for front in (ROOT / package).rglob("__init__.py"):
+        nodes = list(ast.walk(ast.parse(front.read_text(encoding="utf-8"))))
+        if any(isinstance(node, ast.FunctionDef) and node.name == "__getattr__" for node in nodes):
+            names = {node.value for node in nodes if isinstance(node, ast.Constant)}
+            assert not names & {path.stem for path in front.parent.iterdir()}, front
