@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 export DO_NOT_TRACK := 1
 
-.PHONY: setup setup-dev demo serve test test-all test-offline lint format lock audit bill-of-materials benchmark benchmark-identifiability clean
+.PHONY: setup setup-dev demo serve test test-all test-offline lint format pages lock audit bill-of-materials benchmark benchmark-identifiability clean
 
 ## setup: a virtual environment with everything that runs the flows, from the lock file
 setup: $(VENV)/.runtime
@@ -54,6 +54,11 @@ format: setup-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+## pages: what is written from the code and from results: settings, and tables of benchmarks
+pages: setup-dev
+	$(BIN)/python -m flows.settings_page
+	$(BIN)/python tests/benchmarks/tables.py
+
 # Tools of the audit live apart: what they need is not what runs Strata.
 $(VENV)-audit/.done: Makefile
 	$(PYTHON) -m venv $(VENV)-audit || python3 -m venv $(VENV)-audit
@@ -80,9 +85,10 @@ test-offline: setup-dev
 ## benchmark: every benchmark, with its results in tests/benchmarks/results
 benchmark: setup-dev
 	for script in tests/benchmarks/[a-z]*.py; do \
-		case $$script in */test_*) continue;; esac; \
+		case $$script in */test_*|*/conftest.py|*/tables.py) continue;; esac; \
 		$(BIN)/python $$script || exit 1; \
 	done
+	$(BIN)/python tests/benchmarks/tables.py
 
 ## benchmark-identifiability: worlds x methods x 5 seeds; goes on where an earlier run stopped
 benchmark-identifiability: setup-dev
