@@ -63,7 +63,8 @@ def _sections(schema: Schema, root: Schema, path: str) -> Iterator[tuple[str, Sc
 
 def _section(title: str, path: str, schema: Schema, turned: set[str]) -> str:
     needed = schema.get("required", ())
-    common, advanced = [], []
+    common: list[str] = []
+    advanced: list[str] = []
     for name, field in schema["properties"].items():
         if _target(field):
             continue

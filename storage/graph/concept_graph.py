@@ -213,6 +213,9 @@ class ConceptGraph:
     def __contains__(self, node_id: object) -> bool:
         return node_id in self._position
 
+    def __repr__(self) -> str:
+        return f"<ConceptGraph of {self.n_nodes:,} nodes and {self.n_edges:,} edges>"
+
     def _repr_html_(self) -> str:
         label = dict(zip(self.nodes["id"].to_pylist(), self.nodes["label"].to_pylist()))
         strongest = pc.select_k_unstable(

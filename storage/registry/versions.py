@@ -26,7 +26,7 @@ from storage.registry.manifests import (
 if TYPE_CHECKING:
     from storage.exports.saelens import SaeLensDictionary
     from storage.graph.concept_graph import ConceptGraph
-    from storage.registry.concepts import ConceptReader, PublishedConcept
+    from storage.registry.published_concepts import PublishedConcept, VersionConcepts
 
 __all__ = ["Artifact"]
 
@@ -160,10 +160,10 @@ class Artifact:
         return self._concepts[concept_id]
 
     @cached_property
-    def _concepts(self) -> ConceptReader:
-        from storage.registry.concepts import ConceptReader
+    def _concepts(self) -> VersionConcepts:
+        from storage.registry.published_concepts import VersionConcepts
 
-        return ConceptReader(self)
+        return VersionConcepts(self)
 
     def examples(self, level: int | str) -> list[dict[str, Any]]:
         """The stored examples of a level's concepts, one record per row.

@@ -8,7 +8,9 @@ version in Debian's Chromium. Takes some minutes on two cores.
 """
 
 import argparse
+import base64
 import io
+import json
 import tempfile
 from pathlib import Path
 
@@ -48,7 +50,12 @@ def take(folder: Path) -> None:
 def photograph_run(browser, stack, run, path):
     """The page of a run: its steps over time, and what each was made of."""
     page = open_page(browser, height=560)
-    page.add_init_script("""localStorage.setItem("color-scheme", '"light"')""")
+    # The second, where `strata up` has made a password, is what logging in leaves in the browser.
+    kept = {"color-scheme": json.dumps("light")}
+    if login := getattr(stack, "login", None):
+        kept["prefect-password"] = base64.b64encode(login.encode()).decode()
+    for name, value in kept.items():
+        page.add_init_script(f"localStorage.setItem({json.dumps(name)}, {json.dumps(value)})")
     page.goto(f"{stack.url}/runs/flow-run/{run}")
     page.get_by_text("Completed").first.wait_for()
     page.get_by_text("Artifacts", exact=True).wait_for()

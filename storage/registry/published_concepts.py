@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
 from storage.notebook import card, figure, shaded, table, titled
@@ -14,7 +13,7 @@ from storage.notebook import card, figure, shaded, table, titled
 if TYPE_CHECKING:
     from storage.graph.concept_graph import ConceptGraph
 
-__all__ = ["ConceptReader", "PublishedConcept", "UnknownConcept"]
+__all__ = ["PublishedConcept", "UnknownConcept", "VersionConcepts"]
 
 # Examples, parts and wholes that a notebook shows.
 _SHOWN = 5
@@ -36,7 +35,7 @@ class _Version(Protocol):
     def dictionary(self, level: int | str) -> Any: ...
 
 
-class ConceptReader:
+class VersionConcepts:
     """The concepts of a version by their ids; a level's files are read once."""
 
     def __init__(self, version: _Version) -> None:
@@ -72,7 +71,8 @@ class ConceptReader:
         """Decoder row of one concept."""
         if level not in self._directions:
             self._directions[level] = self._version.dictionary(level).directions
-        return self._directions[level][index]
+        direction: NDArray[Any] = self._directions[level][index]
+        return direction
 
     def _records(self, level: int) -> Iterator[dict[str, Any]]:
         try:
@@ -95,7 +95,7 @@ class PublishedConcept:
         The other known columns of the node: ``frequency``, ``kind``, ``form``, ``unexplained`` ….
     """
 
-    def __init__(self, reader: ConceptReader, node: dict[str, Any]) -> None:
+    def __init__(self, reader: VersionConcepts, node: dict[str, Any]) -> None:
         named = ("id", "level", "index", "label")
         self._reader = reader
         self.id: str = node["id"]
@@ -152,7 +152,7 @@ class PublishedConcept:
         """
         if self.level == 0:
             raise ValueError(f"{self.id} is an observed variable and has no direction.")
-        return np.asarray(self._reader.direction(self.level, self.index))
+        return self._reader.direction(self.level, self.index)
 
     def _ends(self, edges: list[dict[str, Any]], end: str) -> list[PublishedConcept]:
         edges = sorted(edges, key=lambda edge: -abs(edge["strength"]))

@@ -8,7 +8,7 @@ import pytest
 from storage.artifacts import Registry
 from storage.graph.concept_graph import ConceptGraph
 from storage.notebook import shaded
-from storage.registry.concepts import UnknownConcept
+from storage.registry.published_concepts import UnknownConcept
 from tests.storage.registry.test_artifacts import LEVELS, make_files
 
 HOSTILE = "</td><script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
