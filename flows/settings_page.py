@@ -83,7 +83,9 @@ def _table(rows: list[str]) -> str:
 
 
 def _row(path: str, field: Schema, needed: bool) -> str:
-    meaning = " ".join(field.get("description", "").split()).replace("|", "\\|")
+    # Forms mark a setting in its description, the page by its table.
+    meaning = field.get("description", "").removesuffix(" (advanced)")
+    meaning = " ".join(meaning.split()).replace("|", "\\|")
     default = "needed" if needed else _default(field)
     return f"| `{path}` | {_values(field)} | {default} | {meaning} |"
 

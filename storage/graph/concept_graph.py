@@ -59,7 +59,7 @@ from storage.graph.graph_columns import (
 )
 from storage.graph.graph_formats import graphml, networkx_graph, node_link
 from storage.sealing.seals import Files
-from storage.notebook import card, figure, table, titled
+from storage.exports.notebook import card, figure, table, titled
 
 __all__ = ["GRAPH_FILES", "VERDICTS", "ConceptGraph", "concept_ids", "concept_place"]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from numpy.typing import NDArray
 
-from storage.notebook import card, figure, shaded, table, titled
+from storage.exports.notebook import card, figure, shaded, table, titled
 
 if TYPE_CHECKING:
     from storage.graph.concept_graph import ConceptGraph

@@ -9,8 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from storage.exports.notebook import card, figure, table
 from storage.locations import Location, NotFound
-from storage.notebook import card, figure, table
 from storage.records import digest
 from storage.registry.ledgers import CorruptArtifact
 from storage.registry.manifests import (

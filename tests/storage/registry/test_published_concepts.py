@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from storage.artifacts import Registry
+from storage.exports.notebook import shaded
 from storage.graph.concept_graph import ConceptGraph
-from storage.notebook import shaded
 from storage.registry.published_concepts import UnknownConcept
 from tests.storage.registry.test_artifacts import LEVELS, make_files
 
