@@ -105,9 +105,10 @@ def save(screenshot, path):
         reduced = picture.quantize(colours, dither=Image.Dither.NONE)
         reduced.save(data, "PNG", optimize=True)
         if data.tell() <= MOST_BYTES:
-            break
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data.getvalue())
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data.getvalue())
+            return
+    raise ValueError(f"{path.name} takes {data.tell():,} bytes with {colours} colours: show less.")
 
 
 if __name__ == "__main__":

@@ -73,6 +73,12 @@ def told(program):
     ]
 
 
+@pytest.fixture(autouse=True)
+def _own_store(tmp_path, monkeypatch):
+    """A training looks whether it can write before it is given its settings."""
+    monkeypatch.setenv("STRATA_STORE", str(tmp_path))
+
+
 @pytest.mark.parametrize(("page", "words"), told("strata"))
 def test_commands_of_strata_parse(page, words):
     """By the command line itself: names, options, values and how many there are."""
@@ -243,7 +249,7 @@ def supplied(home, built, recipe, tiny_model, artifact):
 
     torch.set_num_threads(1)
     rng = np.random.default_rng(0)
-    world = SelectionWorld.vectors(sizes=(12, 5, 3), dim=16, seed=0).sample(600)
+    world = SelectionWorld.vectors(sizes=(12, 5, 3), dim=16, seed=0).sample(400)
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     states = rng.integers(0, 2, (400, 2))
     flips = rng.random((400, 6)) < 0.1
@@ -259,7 +265,7 @@ def supplied(home, built, recipe, tiny_model, artifact):
         "x_3": world.activations[2],
         "parts": world.codes[0],
         "wholes": world.codes[1],
-        "environment": np.arange(600) % 2,
+        "environment": np.arange(400) % 2,
         "counts": rng.multinomial(5000, np.outer([0.2, 0.3, 0.5], [0.4, 0.6]).ravel()).reshape(
             3, 2
         ),
