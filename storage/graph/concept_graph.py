@@ -48,6 +48,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from storage.exports.notebook import card, figure, table, titled
 from storage.graph.graph_columns import (
     EDGE_SCHEMA,
     NODE_SCHEMA,
@@ -59,7 +60,6 @@ from storage.graph.graph_columns import (
 )
 from storage.graph.graph_formats import graphml, networkx_graph, node_link
 from storage.sealing.seals import Files
-from storage.exports.notebook import card, figure, table, titled
 
 __all__ = ["GRAPH_FILES", "VERDICTS", "ConceptGraph", "concept_ids", "concept_place"]
 
