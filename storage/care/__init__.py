@@ -1,1 +1,1 @@
-"""Looking for damage in a store, and mending it."""
+"""The care of a store: looking for damage in it, and mending what is damaged."""
