@@ -16,13 +16,13 @@ def named(text):
         yield file, found[2]
 
 
-def tests_of(file):
+def functions_of(file):
     tree = ast.parse((ROOT / file).read_text())
     return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
 
 
 def test_every_test_that_is_named_exists():
-    missing = [(file, name) for file, name in named(PAGE) if name not in tests_of(file)]
+    missing = [(file, name) for file, name in named(PAGE) if name not in functions_of(file)]
     assert missing == []
 
 
