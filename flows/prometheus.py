@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 import urllib.request
 from base64 import b64encode
@@ -16,6 +17,7 @@ __all__ = ["METRICS", "render_metrics", "serve_metrics"]
 
 _PAGE = 200
 _TIMEOUT_SECONDS = 10
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 Sample = tuple[str, Mapping[str, str], float]
 
@@ -53,14 +55,21 @@ def render_metrics(api: str | None, store: str) -> str:
 
 
 def serve_metrics(host: str, port: int, store: str) -> None:
-    """Serve ``/metrics`` and ``/health`` until the process ends."""
+    """Serve ``/metrics`` and ``/health`` until the process ends.
+
+    On the loopback address to requests by its own names only: a page in a browser of this machine
+    may have another name bound to it, and would read the answer.
+    """
     api = os.environ.get("PREFECT_API_URL")
     # One scrape at a time: each reads the API and the store.
     turn = threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            if self.path == "/health":
+            asked = re.sub(r":\d*$", "", self.headers.get("Host", "")).strip("[]")
+            if host in _LOOPBACK and asked not in _LOOPBACK:
+                self._answer(400, "ask by the address of this machine\n")
+            elif self.path == "/health":
                 self._answer(200, "ok\n")
             elif self.path == "/metrics":
                 with turn:

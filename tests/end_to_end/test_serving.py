@@ -10,7 +10,8 @@ import httpx
 import pytest
 import yaml
 
-from tests.conftest import free_ports
+from flows.credentials import new_login
+from flows.services import listen, start_prefect
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(900)]
 
@@ -28,21 +29,16 @@ def wait_until(condition, seconds, process):
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    (port,) = free_ports(1)
+    listener, login = listen(), new_login()
     environment = os.environ | {
         "PREFECT_HOME": str(tmp_path_factory.mktemp("prefect")),
-        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "DO_NOT_TRACK": "1",
+        "PREFECT_API_URL": f"http://127.0.0.1:{listener.getsockname()[1]}/api",
+        "PREFECT_API_AUTH_STRING": login,
     }
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1"]
-    process = subprocess.Popen(
-        [*command, "--port", str(port)],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    api = httpx.Client(base_url=environment["PREFECT_API_URL"], timeout=120)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = start_prefect(listener, login, environment, **quiet)
+    url, auth = environment["PREFECT_API_URL"], tuple(login.split(":"))
+    api = httpx.Client(base_url=url, auth=auth, timeout=120)
 
     def healthy():
         try:

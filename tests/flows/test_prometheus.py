@@ -5,6 +5,9 @@ import threading
 import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import httpx
+import pytest
+
 from flows.prometheus import render_metrics
 from storage.artifacts import Registry
 
@@ -57,7 +60,9 @@ def test_an_absent_api_is_said_and_does_not_hide_the_artifacts(tmp_path):
     assert 'strata_artifact_explained_variance{name="words",level="layer-01"} 0.75' in lines
 
 
-def test_the_server_answers(tmp_path, monkeypatch):
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    """URL of the metrics of an empty store."""
     from flows import prometheus as metrics
 
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
@@ -76,10 +81,28 @@ def test_the_server_answers(tmp_path, monkeypatch):
     )
     thread.start()
     assert ready.wait(10)
-    url = f"http://127.0.0.1:{opened[0].server_port}"
-    with urllib.request.urlopen(f"{url}/health", timeout=10) as answer:
-        assert answer.read() == b"ok\n"
-    with urllib.request.urlopen(f"{url}/metrics", timeout=10) as answer:
-        assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+    yield f"http://127.0.0.1:{opened[0].server_port}"
     opened[0].shutdown()
     thread.join(10)
+
+
+def test_the_server_answers(served):
+    with urllib.request.urlopen(f"{served}/health", timeout=10) as answer:
+        assert answer.read() == b"ok\n"
+    with urllib.request.urlopen(f"{served}/metrics", timeout=10) as answer:
+        assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+
+
+@pytest.mark.parametrize(
+    ("name", "status"),
+    [
+        ("evil.example", 400),
+        ("127.0.0.1.evil.example:9464", 400),
+        ("[", 400),
+        ("", 400),
+        ("localhost:1", 200),
+    ],
+)
+def test_a_foreign_name_is_refused_on_the_loopback_address(served, name, status):
+    answer = httpx.get(f"{served}/metrics", headers={"Host": name})
+    assert answer.status_code == status
