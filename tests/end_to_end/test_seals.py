@@ -77,7 +77,7 @@ def test_a_whole_store_has_no_damage(store):
 
 
 @settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data(), kind=st.sampled_from(KINDS), seed=st.integers(0, 2**20))
 def test_any_damage_to_any_file_is_found_and_named(store, files, data, kind, seed):
