@@ -72,6 +72,7 @@ def once(
     if found is not None and not condemned:
         if not found.sha256:
             found = _adopt(found, content)
+            logger.info("%s %s was written by an earlier version and is sealed now", step, name)
         logger.info("%s %s is there already", step, name)
         return found
     logger.info("%s %s begins", step, name)

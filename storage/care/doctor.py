@@ -11,7 +11,7 @@ import re
 import stat
 import uuid
 from collections.abc import Container, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -83,7 +83,7 @@ class Finding:
     path: str
     kind: Kind
     reason: str
-    shard: CorruptShard | None = None
+    shard: CorruptShard | None = field(default=None, compare=False)
 
     @property
     def is_damage(self) -> bool:
@@ -389,12 +389,13 @@ def _examine_artifact(registry: Registry, name: str) -> list[Finding]:
         for own in folder.children("versions"):
             versions |= _by_its_manifest(registry, folder / "versions" / own)
     for url, artifact in versions.items():
-        if artifact is not None:
-            try:
-                artifact.verify()
-            except CorruptArtifact as error:
-                known = {*artifact.files, MANIFEST_FILE, SUMS_FILE}
-                found += _named(url, error, known)
+        if artifact is None:
+            found += _by_its_sums(Location(url))
+            continue
+        try:
+            artifact.verify()
+        except CorruptArtifact as error:
+            found += _named(url, error, {*artifact.files, MANIFEST_FILE, SUMS_FILE})
     in_use = {url.rstrip("/").rsplit("/", 1)[-1] for url in versions}
     unused = set()
     for path, kind in _everything(folder):
@@ -441,6 +442,26 @@ def _by_its_manifest(registry: Registry, location: Location) -> dict[str, Artifa
     told = {field: getattr(manifest, field) for field in shared}
     reference = ArtifactReference(registry=registry.url, url=location.url, **told)
     return {location.url: Artifact(location, manifest, reference)}
+
+
+def _by_its_sums(location: Location) -> list[Finding]:
+    """What is wrong with the files of a version whose manifest cannot be read."""
+    try:
+        lines = location.get(SUMS_FILE).decode().splitlines()
+        sums = {path: value for value, path in (line.split("  ", 1) for line in lines)}
+    except (NotFound, ValueError):
+        sums = {}
+    if MANIFEST_FILE not in sums:
+        return [Finding(location.url, SUMS_FILE, "damaged", "no list of checksums")]
+    found = []
+    for path, value in sums.items():
+        try:
+            good = digest(location.get(path)) == value
+        except (NotFound, ValueError):
+            good = False
+        if not good and path != MANIFEST_FILE:
+            found.append(Finding(location.url, path, "damaged", f"not as {SUMS_FILE} lists it"))
+    return found
 
 
 def _examine_publication(registry: Registry, location: Location) -> list[Finding]:

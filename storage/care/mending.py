@@ -192,12 +192,16 @@ def _mend_table(
         table = open_table(location)
     except (NotSealed, CorruptFile):
         return {}, False
-    metadata = [
-        path for path in damaged if path.endswith("zarr.json") or path.startswith("receipts/")
-    ]
+    shards = shard_objects(table.plan)
+    # A receipt follows from the rows of its shard, unless they are damaged as well.
+    unknown = {f"receipts/{shards[path][1]}.json" for path in damaged & set(shards)}
+    receipts = {path for path in damaged if path.startswith("receipts/")}
+    metadata = {path for path in damaged if path.endswith("zarr.json")}
+    if not receipts & unknown:
+        metadata |= receipts
     if metadata:
-        mend_metadata(table, metadata)
-    return shard_objects(table.plan), False
+        mend_metadata(table, sorted(metadata))
+    return shards, False
 
 
 def _make_room(location: Location, path: str) -> None:
@@ -329,6 +333,8 @@ def mend_metadata(table: SealedTable[Any], paths: Sequence[str]) -> None:
         if path.endswith("zarr.json"):
             location.delete(path)
     writer.prepare()
+    if not any(path.startswith("receipts/") for path in paths):
+        return
     recorded = [read_receipt(location, shard) for shard in plan.shards]
     for shard in plan.shards:
         if f"receipts/{shard}.json" in paths:

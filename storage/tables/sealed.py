@@ -237,14 +237,33 @@ class TableWriter(Generic[PlanT]):
     def remake(self, shard: int, arrays: Mapping[str, _Array]) -> None:
         """Store arrays of a finished shard anew: all, or the damaged ones (protocol 4.5).
 
-        Arguments as for :meth:`write_rows`.
+        Arguments as for :meth:`write_rows`. Where the receipt is lost as well, it is written anew,
+        and whoever sealed it can tell whether it is the same.
 
         Raises
         ------
         ValueError
             If an array is not the one that the receipt records; nothing is written then.
         """
-        recorded = json.loads(self.location.get(f"receipts/{shard}.json"))["sha256"]
+        path = f"receipts/{shard}.json"
+        recorded = None
+        if self.location.exists(path):
+            recorded = json.loads(self.location.get(path))["sha256"]
+            self._check_remade(shard, arrays, recorded)
+        for array, values in arrays.items():
+            # Zarr would read the damaged shard before it writes a short one.
+            self.location.delete(shard_object(self.plan, array, shard))
+            self._store(shard, {array: values})
+        if recorded is None:
+            group = zarr.open_group((self.location / "rows").zarr_store(), mode="r")
+            start = shard * self.plan.shard_rows
+            rows = slice(start, start + self.plan.shard_size(shard))
+            sums = {c.path: array_sum(_array(group, c.path)[rows]) for c in self.plan.columns}
+            self.location.put(path, receipt(self.plan, shard, sums))
+
+    def _check_remade(
+        self, shard: int, arrays: Mapping[str, _Array], recorded: Mapping[str, str]
+    ) -> None:
         wrong = [path for path, values in arrays.items() if recorded[path] != array_sum(values)]
         if wrong:
             raise ValueError(
@@ -252,10 +271,6 @@ class TableWriter(Generic[PlanT]):
                 "other than it was written; restore the model, the packages and the number of "
                 "threads that wrote it, or delete the folder and run again."
             )
-        for path, values in arrays.items():
-            # Zarr would read the damaged shard before it writes a short one.
-            self.location.delete(shard_object(self.plan, path, shard))
-            self._store(shard, {path: values})
 
     def _store(self, shard: int, arrays: Mapping[str, _Array]) -> None:
         start, size = shard * self.plan.shard_rows, self.plan.shard_size(shard)

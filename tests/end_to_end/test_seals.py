@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +78,7 @@ def test_a_whole_store_has_no_damage(store):
 
 
 @settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data(), kind=st.sampled_from(KINDS), seed=st.integers(0, 2**20))
 def test_any_damage_to_any_file_is_found_and_named(store, files, data, kind, seed):
@@ -148,18 +149,30 @@ def test_a_flipped_exponent_is_told_as_damage(store):
         read_norm_bounds(reference.open())
 
 
-def test_a_run_stops_at_damage_with_a_sentence_and_at_once(recipe, store, tmp_path):
-    """No retry, no worker that dies: a step says which file it may not read."""
-    changed = {"store": str(store), "encode": recipe.encode.model_copy(update={"examples": 2})}
-    (learn,) = store.glob("learn/*")
+@pytest.mark.parametrize(
+    ("pattern", "step", "setting"),
+    [
+        ("learn/*/norm_bounds.json", "encode", {"examples": 2}),
+        ("extract/*/rows/norms/layer-00/c/1", "learn", {"seed": 5}),
+        ("encode/*/summaries/layer-02/0.safetensors", "recover", {"seed": 5}),
+    ],
+)
+def test_a_run_stops_at_damage_with_a_sentence(recipe, store, caplog, pattern, step, setting):
+    """No second try, no worker that dies: a step says what it may not read, wherever it runs."""
+    settings = getattr(recipe, step).model_copy(update=setting)
     before = set(store.glob("*/*"))
+    (path,) = store.glob(pattern)
     with (
-        damaged(learn / "norm_bounds.json", "flip", 3),
-        pytest.raises(CorruptFile, match=r"'norm_bounds\.json' in .*strata doctor RECIPE --repair"),
+        damaged(path, "flip", 3),
+        caplog.at_level(logging.INFO),
+        pytest.raises(Damaged, match=r"damaged .*strata doctor RECIPE"),
     ):
-        build(recipe.model_copy(update=changed))
+        build(recipe.model_copy(update={"store": str(store), step: settings}))
+    assert f"{step} " in caplog.text
+    assert "will start" not in caplog.text
     for begun in set(store.glob("*/*")) - before:
         assert not list(begun.glob("reference*"))
+        shutil.rmtree(begun)
 
 
 def test_a_moved_store_reads_and_publishes_from_itself(built, recipe, tmp_path):

@@ -28,8 +28,8 @@ def step(request, tmp_path):
     return location
 
 
-def sealed(location, **summary):
-    return Reference.seal(location, content_hash="c" * 64, seconds=1.5, summary=summary)
+def sealed(location, content_hash="c" * 64, seconds=1.5, **summary):
+    return Reference.seal(location, content_hash=content_hash, seconds=seconds, summary=summary)
 
 
 def test_a_sealed_step_is_found_and_read(step):
@@ -138,13 +138,19 @@ def test_a_record_of_another_step_is_refused(step, target):
         Reference.find(store / target)
 
 
-def test_a_reference_opens_only_what_it_was_made_from(step):
+def test_a_reference_opens_only_the_result_that_it_names(step):
     reference = sealed(step)
     step.put("a.json", b"[]")
-    again = sealed(step)
+    again = sealed(step, content_hash="d" * 64)
     assert again.open().get("a.json") == b"[]"
-    with pytest.raises(CorruptFile, match="not the one of this run"):
+    with pytest.raises(CorruptFile, match="not of the result that was referred to"):
         reference.open()
+
+
+def test_two_runs_may_do_a_step_at_once(step):
+    """Each goes on with its own reference, though the other has written the record since."""
+    mine, theirs = sealed(step, seconds=1.0), sealed(step, seconds=2.0)
+    assert mine.open().files == theirs.open().files
 
 
 def test_a_step_without_a_record_is_not_finished(step):
