@@ -6,14 +6,13 @@ step that wrote them when it is next asked for the table.
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Sequence
 from typing import Any
 
 from storage.damage import CorruptMetadata, CorruptShard
-from storage.locations import Location, NotFound
-from storage.records import canonical_json, digest
+from storage.locations import BadObject, Location, NotFound
+from storage.records import MAX_RECORD, canonical_json, digest, read_json
 from storage.tables import SealedTable, TablePlan, TableWriter, array_sum, receipt, seal_record
 
 __all__ = [
@@ -63,7 +62,7 @@ def find_damage(table: SealedTable[Any]) -> list[Damage]:
     if digest(recorded) == table.content_hash:
         # The receipts are as they were sealed, so it is the rows that are not.
         for shard, sums in differing.items():
-            expected = json.loads(recorded[shard])["sha256"]
+            expected = read_json(recorded[shard])["sha256"]
             found += [
                 CorruptShard(path, shard, "digest", location.url)
                 for path, value in sums.items()
@@ -91,7 +90,7 @@ def condemn(table: SealedTable[Any], damage: Sequence[CorruptShard]) -> None:
 def read_condemned(location: Location) -> dict[int, list[str]]:
     """What :func:`condemn` noted: shard → paths of its damaged arrays."""
     try:
-        noted = json.loads(location.get(_CONDEMNED))
+        noted = read_json(location.get(_CONDEMNED, most=MAX_RECORD))
     except NotFound:
         return {}
     return {int(shard): paths for shard, paths in noted.items()}
@@ -159,9 +158,9 @@ def _wrong_zarr_metadata(location: Location, plan: TablePlan) -> list[Damage]:
     found: list[Damage] = []
     for path in sorted(path for path in expected.walk("rows") if path.endswith("zarr.json")):
         try:
-            same = json.loads(location.get(path)) == json.loads(expected.get(path))
+            same = read_json(location.get(path, most=MAX_RECORD)) == read_json(expected.get(path))
             reason = "not what was planned"
-        except (NotFound, ValueError) as error:
+        except (NotFound, BadObject, ValueError) as error:
             same, reason = False, type(error).__name__
         if not same:
             found.append(CorruptMetadata(path, reason, location.url))

@@ -12,14 +12,13 @@ so that a single changed bit is found.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from storage.locations import AlreadyExists, Location
-from storage.records import canonical_json, digest
+from storage.locations import AlreadyExists, BadObject, Location
+from storage.records import MAX_RECORD, canonical_json, digest, read_json
 from storage.signatures import Keyring
 
 __all__ = ["LATEST", "CorruptArtifact", "Ledger"]
@@ -104,19 +103,22 @@ class Ledger:
             self._location.create(self.path(number), data)
         except AlreadyExists:
             # A store client repeats a request whose answer was lost: the first one may have won.
-            if self._location.get(self.path(number)) != data:
+            if self._location.get(self.path(number), most=MAX_RECORD) != data:
                 raise
 
     def _read(self, number: int) -> dict[str, Any]:
         path = self.path(number)
-        data = self._location.get(path)
         where = f"{self._location.url}/{path}"
         try:
-            body = json.loads(data)
+            data = self._location.get(path, most=MAX_RECORD)
+        except BadObject as error:
+            raise CorruptArtifact(f"{where} is damaged: it {error.reason}.", (path,)) from None
+        try:
+            body = read_json(data)
             stated = body.pop("digest")
             sound = canonical_json(body | {"digest": stated}) == data
             sound &= set(body) == {"entry", "signature"} and stated == digest(canonical_json(body))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             sound = False
         if not sound or not isinstance(body["entry"], dict):
             raise CorruptArtifact(f"{where} is damaged: its digest does not match.", (path,))

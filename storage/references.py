@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from storage.locations import Location, NotFound
+from storage.records import MAX_RECORD, read_json
 
 __all__ = ["Reference", "Step"]
 
@@ -48,7 +49,7 @@ class Reference(BaseModel):
     def find(cls, location: Location) -> Reference | None:
         """The reference that lies at `location`, or None if the step did not finish there."""
         try:
-            return cls.model_validate_json(location.get(_FILE))
+            return cls.model_validate(read_json(location.get(_FILE, most=MAX_RECORD)))
         except NotFound:
             return None
 

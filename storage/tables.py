@@ -13,7 +13,6 @@ from __future__ import annotations
 import functools
 import importlib.util
 import itertools
-import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
@@ -25,9 +24,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
 
 from storage.damage import CorruptMetadata, CorruptShard, NotSealed
-from storage.locations import AlreadyExists, Location
+from storage.locations import AlreadyExists, BadObject, Location
 from storage.raw_shards import RawShard, empty
-from storage.records import canonical_json, digest
+from storage.records import MAX_RECORD, canonical_json, digest, read_json
 
 __all__ = [
     "Column",
@@ -195,7 +194,7 @@ class TableWriter(Generic[PlanT]):
             "provenance": self.plan.provenance,
         }
         # In one order, whether the plan was made here or read back.
-        group.attrs.update(json.loads(canonical_json(about)))
+        group.attrs.update(read_json(canonical_json(about)))
         for column in self.plan.columns:
             if column.path in group:
                 continue
@@ -244,7 +243,8 @@ class TableWriter(Generic[PlanT]):
         ValueError
             If an array is not the one that the receipt records; nothing is written then.
         """
-        recorded = json.loads(self.location.get(f"receipts/{shard}.json"))["sha256"]
+        kept = self.location.get(f"receipts/{shard}.json", most=MAX_RECORD)
+        recorded = read_json(kept)["sha256"]
         wrong = [path for path, values in arrays.items() if recorded[path] != array_sum(values)]
         if wrong:
             raise ValueError(
@@ -311,17 +311,17 @@ class SealedTable(Generic[PlanT]):
 
     def __init__(self, location: Location) -> None:
         try:
-            sealed = json.loads(location.get("sealed.json"))
+            sealed = read_json(location.get("sealed.json", most=MAX_RECORD))
             plan_sha256, content_hash = sealed["plan_sha256"], sealed["content_hash"]
         except FileNotFoundError:
             raise NotSealed(f"{location.url} holds no finished table.") from None
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, TypeError, BadObject) as error:
             raise CorruptMetadata("sealed.json", "not readable", location.url) from error
-        plan = location.get("plan.json")
+        plan = location.get("plan.json", most=MAX_RECORD)
         if digest(plan) != plan_sha256:
             raise CorruptMetadata("plan.json", "digest", location.url)
         self.location = location
-        self.plan = self.plan_type.model_validate_json(plan)  # type: ignore[assignment]
+        self.plan = self.plan_type.model_validate(read_json(plan))  # type: ignore[assignment]
         self.content_hash: str = content_hash
         self._lock = threading.Lock()
         self._arrays: dict[str, Any] = {}
@@ -484,7 +484,7 @@ def open_table(location: Location) -> SealedTable[Any]:
     from storage.codes import CodeSet
 
     try:
-        plan = json.loads(location.get("plan.json"))
+        plan = read_json(location.get("plan.json", most=MAX_RECORD))
     except FileNotFoundError:
         raise NotSealed(f"{location.url} holds no finished table.") from None
     return CodeSet(location) if "activations" in plan else ActivationSet(location)
