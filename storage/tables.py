@@ -154,6 +154,8 @@ class TablePlan(BaseModel):
 
 
 PlanT = TypeVar("PlanT", bound=TablePlan)
+# A plan lists the rows of every block of documents.
+_MAX_PLAN = 2**26
 
 
 class TableWriter(Generic[PlanT]):
@@ -317,7 +319,7 @@ class SealedTable(Generic[PlanT]):
             raise NotSealed(f"{location.url} holds no finished table.") from None
         except (ValueError, KeyError, TypeError, BadObject) as error:
             raise CorruptMetadata("sealed.json", "not readable", location.url) from error
-        plan = location.get("plan.json", most=MAX_RECORD)
+        plan = location.get("plan.json", most=_MAX_PLAN)
         if digest(plan) != plan_sha256:
             raise CorruptMetadata("plan.json", "digest", location.url)
         self.location = location
@@ -484,7 +486,7 @@ def open_table(location: Location) -> SealedTable[Any]:
     from storage.codes import CodeSet
 
     try:
-        plan = read_json(location.get("plan.json", most=MAX_RECORD))
+        plan = read_json(location.get("plan.json", most=_MAX_PLAN))
     except FileNotFoundError:
         raise NotSealed(f"{location.url} holds no finished table.") from None
     return CodeSet(location) if "activations" in plan else ActivationSet(location)
