@@ -467,21 +467,32 @@ class Location:
             return b"".join(found.blocks())
 
     def get_range(self, path: str, start: int, length: int) -> bytes:
-        """Return `length` bytes from offset `start`; raise :class:`NotFound` without object."""
+        """Return `length` bytes from offset `start`.
+
+        Raises
+        ------
+        NotFound
+            If there is no object.
+        BadObject
+            If it is no regular file, or ends before.
+        """
         if length == 0:
             return b""
-        if self.local_path is None:
+        if self.local_path is not None:
+            with self.open(path) as found:
+                stop = min(found.size, start + length)
+                part = b"".join(found.blocks(start, stop))
+        else:
             with _plain_errors():
                 try:
-                    return bytes(
+                    part = bytes(
                         obstore.get_range(self._store, self._key(path), start=start, length=length)
                     )
                 except FileNotFoundError:
                     raise NotFound(f"{self.url}/{path} does not exist.") from None
-        with self.open(path) as found:
-            if found.size < start + length:
-                raise BadObject(found.where, f"ends before byte {start + length}")
-            return b"".join(found.blocks(start, start + length))
+        if len(part) < length:
+            raise BadObject(f"{self.url}/{path}", f"ends before byte {start + length}")
+        return part
 
     def put(self, path: str, data: bytes | memoryview | Path) -> None:
         """Write the object as a whole, in place of any older one."""
