@@ -63,7 +63,7 @@ _MAX_NAME = 128
 _DEVICES = frozenset(
     ["con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))]
 )
-_BLOCK = 2**18
+_BLOCK = 2**20
 _REMOTE_BLOCK = 2**22
 # A file that was written less than this ago may be written again without a change of its times.
 _CLOCK_GRAIN_NS = 2_000_000_000

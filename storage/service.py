@@ -21,7 +21,7 @@ import os
 import re
 import time
 from base64 import b64decode
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from functools import lru_cache
 from typing import Annotated, Any
 
@@ -146,10 +146,10 @@ class _Bytes(StoredObject):
 
     def __init__(self, data: bytes) -> None:
         self.where, self.size, self.version = "", len(data), None
-        self._data = memoryview(data)
+        self._data = data
 
     def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
-        yield self._data[start:stop]  # type: ignore[misc]
+        yield self._data[start:stop]
 
     def close(self) -> None:
         return
@@ -163,10 +163,11 @@ class _Body(StreamingResponse):
         self._source = source
 
     @staticmethod
-    def _pieces(source: StoredObject, part: range) -> Iterator[bytes]:
-        for block in source.blocks(part.start, part.stop):
+    async def _pieces(source: StoredObject, part: range) -> AsyncIterator[bytes]:
+        blocks = source.blocks(part.start, part.stop)
+        while (block := await run_in_threadpool(next, blocks, None)) is not None:
             for start in range(0, len(block), _PIECE):
-                yield bytes(block[start : start + _PIECE])
+                yield block[start : start + _PIECE]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
