@@ -32,12 +32,14 @@ class _Refusing(TyperGroup):
         from obstore.exceptions import BaseError
 
         from storage.artifacts import AliasMoved, UnknownArtifact
+        from storage.locations import without_secrets
 
         try:
             return super().invoke(ctx)
         except (ValueError, UnknownArtifact, AliasMoved, OSError, BaseError) as error:
             # A store's own errors go on with the whole request; the first line says what happened.
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            said = without_secrets(str(error))
+            reason = said.strip().partition("\n")[0] or type(error).__name__
             err.print(f"[bold red]error:[/] {escape(reason)}", soft_wrap=True)
             raise typer.Exit(2) from error
 
@@ -80,12 +82,12 @@ def show(name: Name, version: Version = "latest", store: StoreOption = None) -> 
     manifest = _registry(store).load(name, version, verify=False).manifest
     out.print(f"[bold]{manifest.name} v{manifest.version}[/] {manifest.status}")
     for reason in manifest.rejections:
-        out.print(f"rejected: {reason}", markup=False)
+        out.print(f"rejected: {_plain(reason)}")
     out.print(f"created       {manifest.created_at:%Y-%m-%d %H:%M} UTC")
     out.print(f"parent        {manifest.parent or 'none'}")
     out.print(f"content hash  {manifest.content_hash}")
     for key, value in manifest.counts.items():
-        out.print(f"{key:<13} {value:,}")
+        out.print(f"{_plain(key):<13} {value:,}")
     table = Table("level", "name", "concepts", "explained variance", "L0", "dead", box=None)
     for level in manifest.levels:
         scores = [level.metrics.get(metric) for metric in _SCORES]
@@ -93,7 +95,7 @@ def show(name: Name, version: Version = "latest", store: StoreOption = None) -> 
             str(level.level),
             level.name,
             f"{level.n_concepts:,}",
-            *("" if score is None else f"{score:.3f}" for score in scores),
+            *(f"{s:.3f}" if isinstance(s, int | float) else "" for s in scores),
         )
     out.print(table)
 
@@ -177,7 +179,7 @@ def history(
     table = Table("moved at", "from", "to", "reason", box=None)
     for move in moves:
         ends = (f"v{end}" if end is not None else "" for end in (move.previous, move.version))
-        table.add_row(f"{move.moved_at:%Y-%m-%d %H:%M:%S}", *ends, move.reason)
+        table.add_row(f"{move.moved_at:%Y-%m-%d %H:%M:%S}", *ends, _plain(move.reason))
     out.print(table)
 
 
@@ -246,6 +248,17 @@ def serve(
         str | None,
         typer.Option(envvar="STRATA_TOKEN", help="Ask every client for this bearer token."),
     ] = None,
+    allowed_host: Annotated[
+        list[str],
+        typer.Option(
+            "--allowed-host",
+            metavar="NAME",
+            help="A further name by which clients reach the service, such as that of a proxy in "
+            "front of it. May be given several times. Without one, a service on this machine "
+            "answers to localhost, 127.0.0.1 and [::1], and one that listens elsewhere, which has "
+            "a token, to every name.",
+        ),
+    ] = [],  # noqa: B006
     store: StoreOption = None,
 ) -> None:
     """Serve all artifacts over HTTP, read-only, with their pages."""
@@ -257,7 +270,7 @@ def serve(
         ) from None
     registry = _registry(store)
     err.print(f"[bold]strata[/] serves {registry.url} on http://{host}:{port}/", soft_wrap=True)
-    listen(registry.url, host=host, port=port, token=token)
+    listen(registry.url, host=host, port=port, token=token, allowed_hosts=allowed_host)
 
 
 def _registry(store: str | None) -> Registry:
@@ -267,6 +280,11 @@ def _registry(store: str | None) -> Registry:
     return Registry(
         (Location(store or os.environ.get("STRATA_STORE", ".strata")) / "artifacts").url
     )
+
+
+def _plain(text: str) -> str:
+    """Words of somebody else as they are: no markup, and nothing that steers a terminal."""
+    return escape("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text))
 
 
 def _print_json(value: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.resources
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,10 +18,62 @@ __all__ = ["BadInput", "Recipe", "load_recipe", "recipe_names", "with_settings"]
 
 Model = TypeVar("Model", bound=BaseModel)
 _FOLDER = importlib.resources.files("flows") / "recipes"
+_MAX_RECIPE = 2**16
+_MAX_DEPTH = 16
 
 
 class BadInput(ValueError):
     """What the user asked for cannot be done; the message says which field, value and remedy."""
+
+
+class _Refused(yaml.MarkedYAMLError):
+    """YAML that no recipe needs."""
+
+    def __init__(self, what: str, mark: Any) -> None:
+        super().__init__(problem=f"holds {what}", problem_mark=mark)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as a recipe needs it: shallow, and each key and each value written once.
+
+    An alias stands for another place of the file, and a few lines of aliases of aliases for more
+    values than any memory holds.
+    """
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Refuse aliases and depth before anything is made of them."""
+        event: yaml.Event = self.peek_event()  # type: ignore[no-untyped-call]
+        if isinstance(event, yaml.AliasEvent):
+            raise _Refused(f"the alias *{str(event.anchor)[:40]}", event.start_mark)
+        self.depth += 1
+        if self.depth > _MAX_DEPTH:
+            raise _Refused(f"lists and mappings more than {_MAX_DEPTH} deep", event.start_mark)
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """Refuse what is a YAML value and is not one of JSON, with its line."""
+        try:
+            value = super().construct_object(node, deep)
+        except (ValueError, OverflowError) as error:
+            raise _Refused(f"a value that cannot be read ({error})", node.start_mark) from None
+        if isinstance(value, float) and not math.isfinite(value):
+            raise _Refused("a number that is not finite", node.start_mark)
+        return value
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Refuse a key that stands there twice: one of its two values would be lost."""
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in seen:
+                    raise _Refused(f"the key {key.value[:40]!r} twice", key.start_mark)
+                seen.add((key.tag, key.value))
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
 
 
 def recipe_names() -> list[str]:
@@ -69,24 +122,41 @@ def _read(recipe: str) -> dict[str, Any]:
         path = Path(recipe).expanduser()
         if not path.is_file():
             raise BadInput(f"recipe file {recipe!r} does not exist: check the path.")
-        text = path.read_text(encoding="utf-8")
+        text = _text(recipe, path)
     elif recipe in recipe_names():
         text = (_FOLDER / f"{recipe}.yaml").read_text(encoding="utf-8")
     else:
         known = ", ".join(recipe_names())
         raise BadInput(f"recipe {recipe!r} is unknown: use one of {known}, or a .yaml file.")
     try:
-        values = yaml.safe_load(text)
+        values = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader, and stricter
     except yaml.YAMLError as error:
-        problem = getattr(error, "problem", None) or "is not YAML"
-        mark = getattr(error, "problem_mark", None)
-        line = f" in line {mark.line + 1}" if mark is not None else ""
         raise BadInput(
-            f"recipe {recipe!r} cannot be read ({problem}{line}): mend the file."
+            f"recipe {recipe!r} cannot be read ({_yaml_reason(error)}): mend the file."
         ) from None
     if not isinstance(values, dict):
         raise BadInput(f"recipe {recipe!r} is not a mapping of settings: see the recipes' form.")
     return values
+
+
+def _text(recipe: str, path: Path) -> str:
+    with path.open("rb") as stream:
+        data = stream.read(_MAX_RECIPE + 1)
+    if len(data) > _MAX_RECIPE:
+        raise BadInput(
+            f"recipe {recipe!r} has more than {_MAX_RECIPE:,} bytes: a recipe names its inputs and "
+            "does not hold them."
+        )
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise BadInput(f"recipe {recipe!r} is not text in UTF-8: save it as such.") from None
+
+
+def _yaml_reason(error: yaml.YAMLError) -> str:
+    problem = getattr(error, "problem", None) or "is not YAML"
+    mark = getattr(error, "problem_mark", None)
+    return f"{problem} in line {mark.line + 1}" if mark is not None else str(problem)
 
 
 def _apply(model: type[BaseModel], values: dict[str, Any], setting: str) -> None:
@@ -108,11 +178,14 @@ def _apply(model: type[BaseModel], values: dict[str, Any], setting: str) -> None
         known = fields[name].annotation
     place = values
     for name in names[:-1]:
-        # A copy, so that a mapping named twice in the YAML (an anchor) is not changed twice.
         place[name] = dict(place.get(name) or {})
         place = place[name]
+    if len(text) > _MAX_RECIPE:
+        raise BadInput(f"setting {path!r} has more than {_MAX_RECIPE:,} characters: give less.")
     try:
-        place[names[-1]] = yaml.safe_load(text)
+        place[names[-1]] = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader, and stricter
+    except _Refused as error:
+        raise BadInput(f"setting {path!r} {error.problem}: leave that out.") from None
     except yaml.YAMLError:
         place[names[-1]] = text
 

@@ -22,14 +22,15 @@ code { opacity: .8; } a { min-width: 3.5rem; }
 
 
 def index_page(
-    artifacts: Mapping[str, tuple[Sequence[ArtifactReference], Mapping[str, int]]],
+    artifacts: Mapping[str, tuple[Sequence[ArtifactReference], Mapping[str, int]] | str],
 ) -> bytes:
     """The page as HTML.
 
     Parameters
     ----------
     artifacts : mapping
-        By name: the references of its versions, oldest first, and where its aliases point.
+        By name: the references of its versions, oldest first, and where its aliases point; or, for
+        one that cannot be read, what is wrong with it.
     """
     parts = [
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Strata artifacts</title>'
@@ -38,7 +39,13 @@ def index_page(
     ]
     if not artifacts:
         parts.append("<p>Nothing has been published here yet.</p>")
-    for name, (versions, aliases) in artifacts.items():
+    for name, found in artifacts.items():
+        if isinstance(found, str):
+            parts.append(
+                f"<section><h2>{escape(name)}</h2><p>Cannot be read: {escape(found)}</p></section>"
+            )
+            continue
+        versions, aliases = found
         parts.append(f"<section><h2>{escape(name)}</h2><ul>")
         for version in reversed(versions):
             marks = sorted(alias for alias, at in aliases.items() if at == version.version)

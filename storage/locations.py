@@ -13,30 +13,70 @@ sees the old bytes or the new ones, nothing between) and :meth:`Location.create`
 exactly one of any number of writers. A compare-and-swap is spelt as a numbered log, "create record
 n + 1": this works alike on folders and on object stores, needs no lock server and keeps the
 history.
+
+A third keeps a reader from harm: :meth:`Location.open` looks at what lies under a path before it
+reads a byte of it. On a disk that is a regular file, reached over no symbolic link below the
+location; pipes, devices and links are refused without being waited for. Its length is known, and
+so is whether it changes while it is read.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import re
 import shutil
+import stat
+import time
 import unicodedata
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
-from urllib.parse import unquote, urlsplit
+from random import SystemRandom
+from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import quote, unquote, urlsplit
 
 import obstore
-from obstore.exceptions import AlreadyExistsError
+from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 from obstore.store import GCSStore, LocalStore, MemoryStore, ObjectStore, S3Store
 
-__all__ = ["AlreadyExists", "Location", "NotFound", "check_name", "is_partial"]
+if TYPE_CHECKING:
+    from obstore import GetOptions
+
+__all__ = [
+    "AlreadyExists",
+    "BadObject",
+    "Location",
+    "NotFound",
+    "StoredObject",
+    "check_name",
+    "is_partial",
+    "without_secrets",
+]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _MAX_NAME = 128
+# Windows opens a device under these names, whatever follows the first dot.
+_DEVICES = frozenset(
+    ["con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))]
+)
+_BLOCK = 2**20
+_REMOTE_BLOCK = 2**22
+# A file that was written less than this ago may be written again without a change of its times.
+_CLOCK_GRAIN_NS = 2_000_000_000
+# Of <fcntl.h> and <stdio.h>: Linux's renameat2 and macOS' renamex_np.
+_AT_FDCWD, _RENAME_NOREPLACE, _RENAME_EXCL = -100, 1, 4
+_URL = re.compile(
+    r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*:/{1,2})"
+    # A password may hold anything that a URL should not.
+    r"(?P<user>[^\s'\"]{0,512}:[^\s'\"]{0,512}@|[^\s/?#'\"]{0,512}@)?"
+    r"(?P<place>[^\s?#'\"]*)"
+    r"(?P<rest>[?#][^\s'\"]*)?"
+)
 # How obstore's and Zarr's local stores name a file before they rename it.
 _PARTIAL = re.compile(r"#\d+$|\.partial$")
 _SCHEMES = ("file", "s3", "gs", "memory")
@@ -51,11 +91,40 @@ class NotFound(FileNotFoundError):
     """No object is stored under this path."""
 
 
+class BadObject(OSError):
+    """What lies under this path is no regular file, is too long, or changed while it was read.
+
+    Attributes
+    ----------
+    where : str
+        Its URL.
+    reason : str
+        What is wrong with it, to follow its name in a sentence.
+    """
+
+    def __init__(self, where: str, reason: str) -> None:
+        super().__init__(f"{where} {reason}.")
+        self.where = where
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[BadObject], tuple[str, str]]:
+        return (type(self), (self.where, self.reason))
+
+
+def without_secrets(text: str) -> str:
+    """The text with every URL in it reduced to scheme, host and path.
+
+    Users, passwords, queries and fragments carry keys and signatures; errors and logs do not.
+    """
+    return _URL.sub(lambda url: f"{url['scheme']}{url['place']}", text)
+
+
 def check_name(name: str, *, field: str = "name") -> str:
     """Return `name` if it is safe as one component of a path, and refuse it otherwise.
 
     Safe is: 1 to 128 ASCII letters, digits, ``.``, ``_`` and ``-``, beginning with a letter or a
-    digit.
+    digit, and not ending with ``.``; and no name of a device of Windows, such as ``aux`` or
+    ``COM1.txt``.
 
     Raises
     ------
@@ -69,12 +138,218 @@ def check_name(name: str, *, field: str = "name") -> str:
             f"{field} {shown!r} is not a safe name: use 1 to {_MAX_NAME} letters, digits, '.', '_' "
             "or '-', beginning with a letter or a digit."
         )
+    if name.partition(".")[0].lower() in _DEVICES:
+        raise ValueError(
+            f"{field} {name!r} names a device on Windows, which cannot hold such a file: "
+            "choose another."
+        )
     return name
 
 
 def is_partial(path: str) -> bool:
     """Whether a file has the name of a put that was begun and not ended; no store lists it."""
     return _PARTIAL.search(path) is not None
+
+
+class StoredObject(ABC):
+    """One object, opened: its size is known, and what is read of it is of that one version.
+
+    Attributes
+    ----------
+    where : str
+        Its URL.
+    size : int
+        Its length in bytes.
+    version : str or None
+        Another as soon as the object's bytes are; None where the store cannot promise that.
+    """
+
+    where: str
+    size: int
+    version: str | None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @abstractmethod
+    def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+        """Yield the bytes from `start` to `stop`, by default to the end, in pieces.
+
+        Raises
+        ------
+        BadObject
+            If the object is changed meanwhile; what has been yielded is of the old one.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let the object go."""
+
+
+class _LocalObject(StoredObject):
+    def __init__(self, descriptor: int, where: str) -> None:
+        self.where = where
+        self._descriptor = descriptor
+        self._stamp = self._look()
+        self.size = self._stamp[2]
+        self.version = None
+        # A disk's clock may stand still between two writes, so that times say nothing yet.
+        if time.time_ns() - max(self._stamp[3:]) > _CLOCK_GRAIN_NS:
+            self.version = "-".join(map(str, self._stamp))
+
+    def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+        stop = self.size if stop is None else stop
+        while start < stop:
+            block = os.pread(self._descriptor, min(_BLOCK, stop - start), start)
+            if not block or self._look() != self._stamp:
+                raise BadObject(self.where, "was changed while it was read")
+            start += len(block)
+            yield block
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _look(self) -> tuple[int, ...]:
+        found = os.fstat(self._descriptor)
+        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+class _RemoteObject(StoredObject):
+    def __init__(
+        self, store: ObjectStore, key: str, where: str, size: int, tag: str | None
+    ) -> None:
+        self.where, self.size, self.version = where, size, tag
+        self._store, self._key = store, key
+
+    def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+        stop = self.size if stop is None else stop
+        while start < stop:
+            # A request for each block: a slow reader would keep a single one open for too long.
+            until = min(stop, start + _REMOTE_BLOCK)
+            options: GetOptions = {"range": (start, until)}
+            if self.version is not None:
+                options["if_match"] = self.version
+            with _plain_errors():
+                try:
+                    block = bytes(obstore.get(self._store, self._key, options=options).bytes())
+                except (FileNotFoundError, PreconditionError):
+                    block = b""
+            if len(block) != until - start:
+                raise BadObject(self.where, "was changed while it was read")
+            start = until
+            yield block
+
+    def close(self) -> None:
+        return
+
+
+def _open_file(root: Path, path: str, where: str) -> int:
+    """Descriptor of a regular file below `root`, reached over no link."""
+    *folders, name = path.split("/")
+    opened: list[int] = []
+    try:
+        folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        opened.append(folder)
+        for each in folders:
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+            folder = os.open(each, flags, dir_fd=folder)
+            opened.append(folder)
+        # Without O_NONBLOCK, a pipe would be waited for until somebody writes to it.
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        descriptor = os.open(name, flags, dir_fd=folder)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR) and not _is_link(opened, path):
+            raise NotFound(f"{where} does not exist.") from None
+        if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO):
+            raise BadObject(where, "is a link or a device and no regular file") from None
+        raise OSError(error.errno, f"{where} cannot be read ({error.strerror}).") from None
+    finally:
+        for folder in opened:
+            os.close(folder)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise BadObject(where, "is no regular file")
+    return descriptor
+
+
+def _is_link(opened: list[int], path: str) -> bool:
+    """Whether the first part of `path` that could not be opened as a folder is a link."""
+    if not opened:
+        return False
+    try:
+        found = os.stat(path.split("/")[len(opened) - 1], dir_fd=opened[-1], follow_symlinks=False)
+    except OSError:
+        return False
+    return stat.S_ISLNK(found.st_mode)
+
+
+def _check_size(size: int, most: int | None, where: str) -> None:
+    if most is not None and size > most:
+        raise BadObject(where, f"has {size:,} bytes, which is more than {most:,}")
+
+
+def _create_file(path: Path, data: bytes) -> None:
+    """Make a file with its whole content appear under a name that nobody has taken."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Named as obstore names its own, so that listings leave it out.
+    partial = path.with_name(f"{path.name}#{SystemRandom().getrandbits(63)}")
+    try:
+        with partial.open("xb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        _take_name(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _take_name(partial: Path, path: Path) -> None:
+    try:
+        os.link(partial, path)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        # FAT, exFAT and some network disks have no hard links, but can rename without replacing.
+        if _rename_unless_taken(partial, path):
+            return
+        raise OSError(
+            error.errno,
+            f"the disk of {str(path.parent)!r} has neither hard links nor a rename that replaces "
+            f"nothing ({error.strerror}), so that two writers could take one name: choose a store "
+            "on another disk.",
+        ) from None
+
+
+def _rename_unless_taken(source: Path, target: Path) -> bool:
+    """Rename in one instant; raise FileExistsError if the name is taken, and say if that works."""
+    system = ctypes.CDLL(None, use_errno=True)
+    names = os.fsencode(source), os.fsencode(target)
+    if hasattr(system, "renameat2"):
+        failed = system.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_NOREPLACE)
+    elif hasattr(system, "renamex_np"):
+        failed = system.renamex_np(*names, _RENAME_EXCL)
+    else:
+        return False
+    if failed and ctypes.get_errno() == errno.EEXIST:
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+    return not failed
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Let no secret out of what a store's client says of a request."""
+    try:
+        yield
+    except BaseError as error:
+        plain = without_secrets(str(error))
+        if plain == str(error):
+            raise
+        raise type(error)(plain) from None
 
 
 def _check_path(path: str) -> str:
@@ -110,7 +385,9 @@ class Location:
         object.__setattr__(self, "_prefix", prefix)
 
     def __truediv__(self, path: str) -> Location:
-        return Location(f"{self.url}/{_check_path(path)}")
+        below = _check_path(path)
+        local = self.url.startswith("file://")
+        return Location(f"{self.url}/{quote(below) if local else below}")
 
     def __reduce__(self) -> tuple[type[Location], tuple[str]]:
         return (Location, (self.url,))
@@ -143,49 +420,125 @@ class Location:
     def _relative(self, key: str) -> str:
         return key[len(self._prefix) + 1 :] if self._prefix else key
 
-    def get(self, path: str) -> bytes:
-        """Return the object's bytes; raise :class:`NotFound` if there is none."""
-        try:
-            return bytes(obstore.get(self._store, self._key(path)).bytes())
-        except FileNotFoundError:
-            raise NotFound(f"{self.url}/{path} does not exist.") from None
+    def open(self, path: str) -> StoredObject:
+        """Open the object for reading in blocks; its size is known before any of it is read.
+
+        Raises
+        ------
+        NotFound
+            If there is none.
+        BadObject
+            If it is no regular file, or lies behind a symbolic link below this location.
+        """
+        where = f"{self.url}/{path}"
+        root = self.local_path
+        if root is not None:
+            return _LocalObject(_open_file(root, _check_path(path), where), where)
+        with _plain_errors():
+            try:
+                meta = obstore.head(self._store, self._key(path))
+            except FileNotFoundError:
+                raise NotFound(f"{where} does not exist.") from None
+        return _RemoteObject(self._store, self._key(path), where, meta["size"], meta["e_tag"])
+
+    def get(self, path: str, *, most: int | None = None) -> bytes:
+        """Return the object's bytes.
+
+        Parameters
+        ----------
+        path : str
+            Where it lies below this location.
+        most : int, optional
+            Refuse an object of more bytes than this before any is read.
+
+        Raises
+        ------
+        NotFound
+            If there is none.
+        BadObject
+            If it is no regular file, or longer than `most`.
+        """
+        if self.local_path is None:
+            where = f"{self.url}/{path}"
+            with _plain_errors():
+                try:
+                    answer = obstore.get(self._store, self._key(path))
+                except FileNotFoundError:
+                    raise NotFound(f"{where} does not exist.") from None
+                # Only the head of the answer is here by now; the body comes when asked for.
+                _check_size(answer.meta["size"], most, where)
+                return bytes(answer.bytes())
+        with self.open(path) as found:
+            _check_size(found.size, most, found.where)
+            return b"".join(found.blocks())
 
     def get_range(self, path: str, start: int, length: int) -> bytes:
-        """Return `length` bytes from offset `start`; raise :class:`NotFound` without object."""
+        """Return `length` bytes from offset `start`.
+
+        Raises
+        ------
+        NotFound
+            If there is no object.
+        BadObject
+            If it is no regular file, or ends before.
+        """
         if length == 0:
             return b""
-        try:
-            return bytes(
-                obstore.get_range(self._store, self._key(path), start=start, length=length)
-            )
-        except FileNotFoundError:
-            raise NotFound(f"{self.url}/{path} does not exist.") from None
+        if self.local_path is not None:
+            with self.open(path) as found:
+                stop = min(found.size, start + length)
+                part = b"".join(found.blocks(start, stop))
+        else:
+            with _plain_errors():
+                try:
+                    part = bytes(
+                        obstore.get_range(self._store, self._key(path), start=start, length=length)
+                    )
+                except FileNotFoundError:
+                    raise NotFound(f"{self.url}/{path} does not exist.") from None
+        if len(part) < length:
+            raise BadObject(f"{self.url}/{path}", f"ends before byte {start + length}")
+        return part
 
     def put(self, path: str, data: bytes | memoryview | Path) -> None:
         """Write the object as a whole, in place of any older one."""
-        obstore.put(self._store, self._key(path), data)
+        with _plain_errors():
+            obstore.put(self._store, self._key(path), data)
 
     def create(self, path: str, data: bytes) -> None:
-        """Write the object if there is none; raise :class:`AlreadyExists` if there is."""
+        """Write the object if there is none.
+
+        Raises
+        ------
+        AlreadyExists
+            If there is one.
+        OSError
+            If the disk knows no way to do that which holds against other writers.
+        """
+        where = f"{self.url}/{path}"
+        root = self.local_path
         try:
-            obstore.put(self._store, self._key(path), data, mode="create", use_multipart=False)
+            if root is not None:
+                _create_file(root / _check_path(path), data)
+                return
+            with _plain_errors():
+                obstore.put(self._store, self._key(path), data, mode="create", use_multipart=False)
         except (AlreadyExistsError, FileExistsError):
-            raise AlreadyExists(f"{self.url}/{path} exists already.") from None
+            raise AlreadyExists(f"{where} exists already.") from None
 
     def exists(self, path: str) -> bool:
         """Whether an object is stored under exactly this path."""
-        try:
-            obstore.head(self._store, self._key(path))
-        except FileNotFoundError:
-            return False
+        with _plain_errors():
+            try:
+                obstore.head(self._store, self._key(path))
+            except FileNotFoundError:
+                return False
         return True
 
     def size(self, path: str) -> int:
-        """The object's length in bytes; raise :class:`NotFound` if there is none."""
-        try:
-            return int(obstore.head(self._store, self._key(path))["size"])
-        except FileNotFoundError:
-            raise NotFound(f"{self.url}/{path} does not exist.") from None
+        """The object's length in bytes; raises as :meth:`open`."""
+        with self.open(path) as found:
+            return found.size
 
     def walk(self, prefix: str = "", *, after: str | None = None) -> Iterator[str]:
         """Yield the paths of all objects below the folder `prefix`, in no particular order.
@@ -194,18 +547,19 @@ class Location:
         even asked for the names before it.
         """
         offset = None if after is None else self._key(after)
-        for batch in obstore.list(self._store, self._folder(prefix), offset=offset):
-            for entry in batch:
-                yield self._relative(str(entry["path"]))
+        with _plain_errors():
+            for batch in obstore.list(self._store, self._folder(prefix), offset=offset):
+                for entry in batch:
+                    yield self._relative(str(entry["path"]))
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """Lengths in bytes of all objects below the folder `prefix`, by path."""
-        batches = obstore.list(self._store, self._folder(prefix))
-        return {
-            self._relative(str(entry["path"])): int(entry["size"])
-            for batch in batches
-            for entry in batch
-        }
+        with _plain_errors():
+            return {
+                self._relative(str(entry["path"])): int(entry["size"])
+                for batch in obstore.list(self._store, self._folder(prefix))
+                for entry in batch
+            }
 
     def now(self, probe: str) -> datetime:
         """The time by the clock that stamps what is written here; overwrites the object `probe`.
@@ -214,16 +568,20 @@ class Location:
         be wrong by days.
         """
         self.put(probe, b"strata")
-        return obstore.head(self._store, self._key(probe))["last_modified"]
+        with _plain_errors():
+            return obstore.head(self._store, self._key(probe))["last_modified"]
 
     def last_modified(self, prefix: str = "") -> datetime | None:
         """When an object below the folder `prefix` was last written; None if there is none."""
-        batches = obstore.list(self._store, self._folder(prefix))
-        return max((entry["last_modified"] for batch in batches for entry in batch), default=None)
+        with _plain_errors():
+            batches = obstore.list(self._store, self._folder(prefix))
+            times = (entry["last_modified"] for batch in batches for entry in batch)
+            return max(times, default=None)
 
     def children(self, prefix: str = "") -> list[str]:
         """Return the sorted names of the folders and objects directly below `prefix`."""
-        found = obstore.list_with_delimiter(self._store, self._folder(prefix))
+        with _plain_errors():
+            found = obstore.list_with_delimiter(self._store, self._folder(prefix))
         paths = [str(p) for p in found["common_prefixes"]] + [
             str(o["path"]) for o in found["objects"]
         ]
@@ -231,10 +589,11 @@ class Location:
 
     def delete(self, path: str) -> None:
         """Remove the object; it is no error if there is none."""
-        try:
-            obstore.delete(self._store, self._key(path))
-        except FileNotFoundError:
-            return
+        with _plain_errors():
+            try:
+                obstore.delete(self._store, self._key(path))
+            except FileNotFoundError:
+                return
 
     def delete_folder(self, prefix: str) -> None:
         """Remove every object below the folder `prefix`, and on a disk the folder itself.
@@ -285,7 +644,7 @@ class Location:
             self.put(probe, b"strata")
             self.delete(probe)
         except Exception as error:
-            reason = str(error).splitlines()[0]
+            reason = without_secrets(str(error)).partition("\n")[0] or type(error).__name__
             raise PermissionError(
                 f"store {self.url!r} is not writable ({reason}): choose another with store=URL."
             ) from None
@@ -299,30 +658,45 @@ def _unless_shared(_: object, __: str, failure: Any) -> None:
 
 
 def _normalise(url: str) -> str:
+    shown = without_secrets(url)
     if "://" not in url:
         if not url:
             raise ValueError("url '' is empty: give a folder or a URL such as s3://bucket/prefix.")
-        return Path(url).expanduser().absolute().resolve().as_uri()
-    parts = urlsplit(url)
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", url):
+            raise ValueError(f"url {shown!r} has one slash after its scheme: write two.")
+        return _resolved(Path(url).expanduser().absolute()).as_uri()
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise ValueError(f"url {shown!r} is not a URL: check its host.") from None
     if parts.scheme not in _SCHEMES:
         raise ValueError(
-            f"url {url!r} has the unknown scheme {parts.scheme!r}: "
+            f"url {shown!r} has the unknown scheme {parts.scheme!r}: "
             f"use one of {', '.join(_SCHEMES)}."
         )
-    if "@" in parts.netloc:
-        raise ValueError("url carries credentials: give them through the environment instead.")
+    if "@" in parts.netloc or (parts.scheme in ("s3", "gs") and ":" in parts.netloc):
+        raise ValueError(
+            f"url {shown!r} came with credentials: give them through the environment instead."
+        )
     if parts.query or parts.fragment:
-        raise ValueError(f"url {url!r} has a query or a fragment: leave it out.")
+        raise ValueError(f"url {shown!r} came with a query or a fragment: leave it out.")
     if parts.scheme == "file":
         if parts.netloc not in ("", "localhost"):
-            raise ValueError(f"url {url!r} names a host: write file:///path.")
-        return Path(unquote(parts.path)).resolve().as_uri()
+            raise ValueError(f"url {shown!r} names a host: write file:///path.")
+        return _resolved(Path(unquote(parts.path))).as_uri()
     if not parts.netloc:
-        raise ValueError(f"url {url!r} names no bucket: write {parts.scheme}://bucket/prefix.")
+        raise ValueError(f"url {shown!r} names no bucket: write {parts.scheme}://bucket/prefix.")
     path = parts.path.strip("/")
     if path:
         _check_path(path)
     return f"{parts.scheme}://{parts.netloc}" + (f"/{path}" if path else "")
+
+
+def _resolved(folder: Path) -> Path:
+    try:
+        return folder.resolve()
+    except (RuntimeError, OSError):
+        raise BadObject(str(folder), "is a link that leads to itself") from None
 
 
 def _open(url: str) -> tuple[ObjectStore, str]:

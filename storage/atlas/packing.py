@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import zlib
 from typing import Any
 
@@ -50,7 +51,11 @@ def _deflate(block: Any) -> str:
 
 def _short(value: float | None) -> float | None:
     """Round to four significant digits: more than the eye can read, a third of the bytes."""
-    return None if value is None else float(f"{value:.4g}")
+    if value is None:
+        return None
+    short = float(f"{value:.4g}")
+    # The largest numbers would be rounded to infinity.
+    return short if math.isfinite(short) else value
 
 
 def _core(data: AtlasData) -> dict[str, Any]:

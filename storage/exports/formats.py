@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from storage.registry.versions import new_folder
 
 if TYPE_CHECKING:
     from storage.exports.neuronpedia import ConceptDashboard
@@ -13,7 +16,15 @@ if TYPE_CHECKING:
 
 __all__ = ["FORMATS", "export"]
 
-Files = Mapping[str, bytes]
+
+@dataclass(frozen=True)
+class Listed:
+    """A file of the version, by its path there: copied in pieces, however long it is."""
+
+    path: str
+
+
+Files = Mapping[str, bytes | Listed]
 
 
 def export(artifact: Artifact, form: str, folder: str | Path) -> Path:
@@ -42,25 +53,26 @@ def export(artifact: Artifact, form: str, folder: str | Path) -> Path:
     """
     if form not in FORMATS:
         raise ValueError(f"format {form!r} is unknown: choose one of {', '.join(FORMATS)}.")
-    target = Path(folder)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise FileExistsError(f"folder {str(target)!r} is not empty: give a new one.")
-    files = FORMATS[form](artifact)
-    if not files:
-        raise ValueError(
-            f"{artifact.name} version {artifact.version} has nothing to export as {form}."
-        )
-    for path, data in files.items():
-        (target / path).parent.mkdir(parents=True, exist_ok=True)
-        (target / path).write_bytes(data)
-    return target
+    with new_folder(folder) as partial:
+        files = FORMATS[form](artifact)
+        if not files:
+            raise ValueError(
+                f"{artifact.name} version {artifact.version} has nothing to export as {form}."
+            )
+        for path, source in files.items():
+            if isinstance(source, Listed):
+                artifact.copy(source.path, partial / path)
+            else:
+                (partial / path).parent.mkdir(parents=True, exist_ok=True)
+                (partial / path).write_bytes(source)
+    return Path(folder)
 
 
 def _hub(artifact: Artifact) -> Files:
     from storage.registry.manifests import MANIFEST_FILE, SUMS_FILE
 
     return {
-        **{path: artifact.read(path) for path in artifact.files},
+        **{path: Listed(path) for path in artifact.files},
         SUMS_FILE: artifact.manifest.checksums(),
         MANIFEST_FILE: artifact.manifest.to_bytes(),
     }
@@ -69,12 +81,12 @@ def _hub(artifact: Artifact) -> Files:
 def _saelens(artifact: Artifact) -> Files:
     prefix = "dictionaries/"
     found = {
-        path.removeprefix(prefix): artifact.read(path)
+        path.removeprefix(prefix): Listed(path)
         for path in artifact.files
         if path.startswith(prefix)
     }
     if found:
-        found["README.md"] = artifact.read("README.md")
+        found["README.md"] = Listed("README.md")
     return found
 
 
@@ -125,15 +137,22 @@ def _dashboards(artifact: Artifact, level: LevelEntry) -> Iterator[ConceptDashbo
         return
     for record in records:
         # An image's values lie on patches, for which these rows have no place.
-        if record.get("tokens") and len(record["tokens"]) == len(record["values"]):
-            examples.setdefault(int(record["index"]), []).append(record)
+        index, tokens, values = (record.get(key) for key in ("index", "tokens", "values"))
+        if index is not None and tokens and len(tokens) == len(values or ()):
+            examples.setdefault(index, []).append(record)
     dictionary = artifact.dictionary(level.level)
     frequency = dictionary.log10_frequency
+    n_concepts = len(dictionary.directions)
     for index, own in sorted(examples.items()):
+        if index >= n_concepts:
+            raise ValueError(
+                f"examples of {level.name} speak of concept {index}, and its dictionary has "
+                f"{n_concepts}."
+            )
         yield ConceptDashboard(
             index=index,
             frequency=0.0 if frequency is None else float(10.0 ** frequency[index]),
-            maximum=max(float(record["activation"]) for record in own),
+            maximum=max(float(record.get("activation") or 0.0) for record in own),
             excerpts=[Excerpt(record["tokens"], record["values"]) for record in own],
             direction=[round(float(v), 6) for v in dictionary.directions[index]],
         )

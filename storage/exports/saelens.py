@@ -28,6 +28,8 @@ from typing import Any, Literal, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from storage.records import read_json
+
 __all__ = [
     "Architecture",
     "SaeLensDictionary",
@@ -351,7 +353,7 @@ def _published_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
     except (TypeError, ValueError) as error:
         raise ValueError(f"metadata is not plain JSON ({error}).") from None
     return {
-        **json.loads(text),
+        **read_json(text.encode()),
         "sae_lens_version": SAELENS_VERSION,
         "sae_lens_training_version": SAELENS_VERSION,
     }
@@ -366,14 +368,16 @@ def _log10_frequency(frequency: Array, n_concepts: int) -> Array:
 
 def _read_config(data: bytes) -> dict[str, Any]:
     try:
-        config = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        config = read_json(data)
+    except ValueError as error:
         raise ValueError(f"{CONFIG_FILE} is not JSON ({error}).") from None
     if not isinstance(config, dict):
         raise ValueError(f"{CONFIG_FILE} is not a JSON object.")
     for key in ("architecture", "d_in", "d_sae"):
         if key not in config:
             raise ValueError(f"{CONFIG_FILE} lacks {key!r}.")
+    if not isinstance(config.get("metadata") or {}, dict):
+        raise ValueError(f"metadata in {CONFIG_FILE} is not a JSON object.")
     if config["architecture"] not in get_args(Architecture):
         raise ValueError(
             f"architecture {config['architecture']!r} in {CONFIG_FILE} is not one of "

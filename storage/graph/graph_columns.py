@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -17,6 +18,7 @@ __all__ = [
     "known",
     "make_table",
     "parquet_bytes",
+    "read_parquet",
     "read_table",
     "to_numpy",
 ]
@@ -49,6 +51,11 @@ EDGE_SCHEMA = pa.schema(
         pa.field("verdict", pa.string(), nullable=False),
     ]
 )
+_PLAIN_TYPES = ("BOOLEAN", "INT32", "INT64", "FLOAT", "DOUBLE")
+_TEXTS = ("STRING", "JSON", "ENUM")
+_MOST_BYTES = 2**29
+_MOST_VALUES = 2**28
+_BATCH_ROWS = 8192
 _SHARES = ("frequency", "unexplained", "confidence", "stability")
 
 
@@ -90,14 +97,74 @@ def read_table(source: bytes | str | Path, schema: pa.Schema, what: str) -> pa.T
     ValueError
         If it is no Parquet file, or its columns are not those of a graph.
     """
+    table = read_parquet(source, what)
+    return make_table({name: table[name] for name in table.column_names}, schema, what)
+
+
+def read_parquet(source: bytes | str | Path, what: str) -> pa.Table:
+    """Read a Parquet file that somebody else may have written; `what` names it in errors.
+
+    Raises
+    ------
+    ValueError
+        If it is no Parquet file, repeats a column's name, has columns of structs, of lists of lists
+        or of bytes, holds a text that is not UTF-8, or more than 512 MiB of rows: a few bytes of
+        such a file can stand for terabytes of them.
+    """
     try:
-        table = pq.ParquetFile(
-            pa.BufferReader(source) if isinstance(source, bytes) else source
-        ).read()
-    except pa.ArrowException as error:
+        _check_columns(pq.ParquetFile(_opened(source)), what)
+        _check_rows(source, what)
+        table = pq.ParquetFile(_opened(source)).read()
+        table.validate(full=True)
+    except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{what} is not a readable Parquet file ({reason}).") from None
-    return make_table({name: table[name] for name in table.column_names}, schema, what)
+    return table
+
+
+def _opened(source: bytes | str | Path) -> Any:
+    return pa.BufferReader(source) if isinstance(source, bytes) else source
+
+
+def _check_columns(file: pq.ParquetFile, what: str) -> None:
+    columns = [file.schema.column(i) for i in range(len(file.schema))]
+    names = [column.path.partition(".")[0] for column in columns]
+    if len(set(names)) < len(names):
+        raise ValueError(f"{what} have columns of structs, or two columns of one name.")
+    for column in columns:
+        text = column.physical_type == "BYTE_ARRAY" and column.logical_type.type in _TEXTS
+        if column.max_repetition_level > 1 or not (text or column.physical_type in _PLAIN_TYPES):
+            raise ValueError(
+                f"column {column.path!r} of {what} holds {column.physical_type}: give numbers, "
+                "texts, truth values or lists of them."
+            )
+    groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+    values = sum(group.column(i).num_values for group in groups for i in range(group.num_columns))
+    if values > _MOST_VALUES:
+        raise ValueError(f"{what} hold {values:,} values, which is more than {_MOST_VALUES:,}.")
+
+
+def _check_rows(source: bytes | str | Path, what: str) -> None:
+    """Refuse what would take too much memory, looking at a few rows at a time."""
+    file = pq.ParquetFile(_opened(source))
+    columns = [file.schema.column(i) for i in range(len(file.schema))]
+    # A text that is repeated stays one text with numbers of it, so its length is known beforehand.
+    texts = [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
+    file = pq.ParquetFile(_opened(source), read_dictionary=texts)
+    size = 0
+    for batch in file.iter_batches(_BATCH_ROWS):
+        size += batch.num_rows + sum(_decoded_bytes(column) for column in batch.columns)
+        if size > _MOST_BYTES:
+            raise ValueError(f"{what} hold more than {_MOST_BYTES:,} bytes of rows.")
+
+
+def _decoded_bytes(column: pa.Array) -> int:
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        return len(column) * 4 + _decoded_bytes(column.flatten())
+    if pa.types.is_dictionary(column.type):
+        lengths = pc.binary_length(column.dictionary).cast(pa.int64())
+        return len(column) * 4 + (pc.sum(lengths.take(column.indices)).as_py() or 0)
+    return int(column.nbytes)
 
 
 def _checked(table: pa.Table, schema: pa.Schema, what: str) -> pa.Table:
@@ -116,6 +183,7 @@ def _checked(table: pa.Table, schema: pa.Schema, what: str) -> pa.Table:
     for item in schema:
         if not item.nullable and table[item.name].null_count:
             raise ValueError(f"column {item.name!r} of {what} has unknown values.")
+    for item in table.schema:
         if pa.types.is_floating(item.type):
             values = to_numpy(table[item.name].drop_null())
             low, high = (0.0, 1.0) if item.name in _SHARES else (-np.inf, np.inf)

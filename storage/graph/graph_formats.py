@@ -53,20 +53,24 @@ def graphml(nodes: pa.Table, edges: pa.Table) -> bytes:
     ):
         for item in table.schema:
             if item.name not in hidden:
-                name = quoteattr(item.name)
-                key = quoteattr(f"{kind}.{item.name}")
+                name = _attribute(item.name)
+                key = _attribute(f"{kind}.{item.name}")
                 out.write(
                     f'<key id={key} for="{kind}" attr.name={name} '
                     f'attr.type="{_graphml_type(item.type)}"/>\n'
                 )
     out.write('<graph edgedefault="directed">\n')
     for row in nodes.to_pylist():
-        out.write(f"<node id={quoteattr(row.pop('id'))}>{_graphml_data('node', row)}</node>\n")
+        out.write(f"<node id={_attribute(row.pop('id'))}>{_graphml_data('node', row)}</node>\n")
     for row in edges.to_pylist():
-        ends = f"source={quoteattr(row.pop('source'))} target={quoteattr(row.pop('target'))}"
+        ends = f"source={_attribute(row.pop('source'))} target={_attribute(row.pop('target'))}"
         out.write(f"<edge {ends}>{_graphml_data('edge', row)}</edge>\n")
     out.write("</graph>\n</graphml>\n")
     return out.getvalue().encode()
+
+
+def _attribute(text: str) -> str:
+    return quoteattr(text.translate(_NOT_XML))
 
 
 def _graphml_type(arrow: pa.DataType) -> str:
@@ -82,7 +86,6 @@ def _graphml_data(kind: str, row: Mapping[str, Any]) -> str:
     for name, value in row.items():
         if value is not None:
             text = str(value).lower() if isinstance(value, bool) else str(value)
-            cells.append(
-                f"<data key={quoteattr(f'{kind}.{name}')}>{escape(text.translate(_NOT_XML))}</data>"
-            )
+            key = _attribute(f"{kind}.{name}")
+            cells.append(f"<data key={key}>{escape(text.translate(_NOT_XML))}</data>")
     return "".join(cells)

@@ -25,8 +25,8 @@ from typing import Any
 
 from obstore.exceptions import BaseError
 
-from storage.locations import AlreadyExists, Location, NotFound
-from storage.records import canonical_json, digest
+from storage.locations import AlreadyExists, BadObject, Location, NotFound
+from storage.records import MAX_RECORD, canonical_json, digest, read_json
 from storage.registry.signatures import BadSignature, Keyring
 from storage.registry.witness import Witness
 
@@ -271,8 +271,8 @@ class Ledger:
     def _obstacle(self, number: int) -> bytes:
         """What is stored where an entry should have been created."""
         try:
-            return self._location.get(self.path(number))
-        except NotFound:
+            return self._location.get(self.path(number), most=MAX_RECORD)
+        except (NotFound, BadObject):
             raise CorruptArtifact(
                 f"{self._where(number)} is in the way of the next entry, and is no file.",
                 (self.path(number),),
@@ -281,17 +281,19 @@ class Ledger:
     def _read(self, number: int) -> Entry:
         path, where = self.path(number), self._where(number)
         try:
-            data = self._location.get(path)
+            data = self._location.get(path, most=MAX_RECORD)
         except NotFound:
             raise CorruptArtifact(
                 f"{where} is missing: an entry of the ledger was deleted.", (path,)
             ) from None
+        except BadObject as error:
+            raise CorruptArtifact(f"{where} is damaged: it {error.reason}.", (path,)) from None
         try:
-            body = json.loads(data)
+            body = read_json(data)
             sound = canonical_json(body) == data
             stated = body.pop("digest")
             sound &= stated == digest(canonical_json(body)) and isinstance(body["entry"], dict)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             sound = False
         if not sound:
             raise CorruptArtifact(f"{where} is damaged: its digest does not match.", (path,))

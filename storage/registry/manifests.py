@@ -12,8 +12,8 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from storage.locations import check_name
-from storage.records import canonical_json, digest
+from storage.locations import StoredObject, check_name
+from storage.records import canonical_json, digest, read_json
 from storage.registry.ledgers import CorruptArtifact
 
 __all__ = [
@@ -34,6 +34,9 @@ SCHEMA_VERSION: Literal[1] = 1
 MANIFEST_FILE = "manifest.json"
 SUMS_FILE = "SHA256SUMS"
 MAX_DEPTH = 8
+MAX_FILES = 10_000
+MAX_MANIFEST = 2**24
+"""Bytes of the longest manifest that is written or read."""
 # They carry dates and durations, so that they differ between two runs with equal results.
 UNHASHED_FILES = frozenset({"report.html", "README.md"})
 
@@ -118,24 +121,38 @@ class Manifest(BaseModel):
         check_files(self.files)
         if self.content_hash != content_hash(self.files):
             raise ValueError("content_hash does not match the files")
-        for key in ("level", "name"):
-            values = [getattr(level, key) for level in self.levels]
-            if len(set(values)) != len(values):
-                raise ValueError(f"levels repeat a {key}: {values}")
+        numbers = [level.level for level in self.levels]
+        if len(set(numbers)) != len(numbers):
+            raise ValueError(f"levels repeat a level: {numbers}")
+        names = [level.name for level in self.levels]
+        if len({name.casefold() for name in names}) != len(names):
+            raise ValueError(f"levels repeat a name, or differ in case alone: {names}")
         return self
 
     def to_bytes(self) -> bytes:
-        """The manifest as it is stored: indented JSON with sorted keys."""
+        """The manifest as it is stored: indented JSON with sorted keys.
+
+        Raises
+        ------
+        ValueError
+            If it is longer than readers take.
+        """
         value = self.model_dump(mode="json")
         text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
-        return text.encode() + b"\n"
+        data = text.encode() + b"\n"
+        if len(data) > MAX_MANIFEST:
+            raise ValueError(
+                f"the manifest would have {len(data):,} bytes, which is more than "
+                f"{MAX_MANIFEST:,}: publish fewer files, or say less in lineage and metrics."
+            )
+        return data
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
         """Read a manifest; raise :class:`CorruptArtifact` if the bytes are not one."""
         try:
-            return cls.model_validate(json.loads(data))
-        except (ValidationError, ValueError, RecursionError) as error:
+            return cls.model_validate(read_json(data))
+        except ValueError as error:
             reason = first_reason(error)
             raise CorruptArtifact(
                 f"{MANIFEST_FILE} is not valid: {reason}", (MANIFEST_FILE,)
@@ -201,20 +218,33 @@ def check_file_path(path: str) -> str:
 
 
 def check_files(paths: Iterable[str]) -> None:
-    """Refuse unsafe paths, and sets of paths that no file system could hold together."""
-    seen: dict[str, str] = {}
+    """Refuse unsafe paths, and sets of paths that some file system could not hold together.
+
+    Raises
+    ------
+    ValueError
+        If a path is unsafe, two paths or their folders differ only in case, a path is a file and
+        a folder at once, or there are too many.
+    """
+    spelt: dict[str, str] = {}
+    files: set[str] = set()
     folders: set[str] = set()
     for path in paths:
         check_file_path(path)
-        folded = path.casefold()
-        if folded in seen:
-            raise ValueError(f"file paths {seen[folded]!r} and {path!r} differ only in case.")
-        seen[folded] = path
-        parts = folded.split("/")
-        folders |= {"/".join(parts[:i]) for i in range(1, len(parts))}
-    clash = sorted(folders & set(seen))
+        parts = path.split("/")
+        above = ["/".join(parts[:i]) for i in range(1, len(parts))]
+        for each in (*above, path):
+            if spelt.setdefault(each.casefold(), each) != each:
+                raise ValueError(
+                    f"file paths {spelt[each.casefold()]!r} and {each!r} differ only in case."
+                )
+        files.add(path)
+        folders.update(above)
+        if len(files) > MAX_FILES:
+            raise ValueError(f"files are more than {MAX_FILES:,}: pack small ones together.")
+    clash = sorted(folders & files)
     if clash:
-        raise ValueError(f"file path {seen[clash[0]]!r} is a file and a folder at once.")
+        raise ValueError(f"file path {clash[0]!r} is a file and a folder at once.")
 
 
 def content_hash(files: Mapping[str, FileEntry]) -> str:
@@ -230,10 +260,12 @@ def content_hash(files: Mapping[str, FileEntry]) -> str:
     return digest(lines)
 
 
-def hash_file(source: bytes | Path) -> FileEntry:
-    """Digest and length of bytes or of a local file, which is read in pieces."""
+def hash_file(source: bytes | Path | StoredObject) -> FileEntry:
+    """Digest and length of bytes, of a local file or of a stored object, read in pieces."""
     if isinstance(source, bytes):
         return FileEntry(sha256=digest(source), bytes=len(source))
+    if isinstance(source, StoredObject):
+        return FileEntry(sha256=digest(source.blocks()), bytes=source.size)
     with source.open("rb") as stream:
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
         return FileEntry(sha256=sha256, bytes=stream.tell())
@@ -242,7 +274,7 @@ def hash_file(source: bytes | Path) -> FileEntry:
 def check_plain(value: Mapping[str, Any], *, field: str) -> dict[str, Any]:
     """Return a mapping as plain JSON; raise ValueError that names the field if it is none."""
     try:
-        plain: dict[str, Any] = json.loads(canonical_json(dict(value)))
+        plain: dict[str, Any] = read_json(canonical_json(dict(value)))
     except (TypeError, ValueError, RecursionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{field} is not plain JSON with finite numbers ({reason}).") from None

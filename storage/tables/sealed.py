@@ -13,7 +13,6 @@ from __future__ import annotations
 import functools
 import importlib.util
 import itertools
-import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
@@ -24,8 +23,8 @@ import zarr
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
 
-from storage.locations import AlreadyExists, Location
-from storage.records import canonical_json, digest
+from storage.locations import AlreadyExists, BadObject, Location
+from storage.records import canonical_json, digest, read_json
 from storage.sealing.damage import CorruptFile, CorruptShard, NotSealed
 from storage.sealing.seals import SealedFolder
 from storage.tables.raw_shards import RawShard, empty
@@ -155,6 +154,8 @@ class TablePlan(BaseModel):
 
 
 PlanT = TypeVar("PlanT", bound=TablePlan)
+# A plan lists the rows of every block of documents.
+_MAX_PLAN = 2**26
 
 
 class TableWriter(Generic[PlanT]):
@@ -195,7 +196,7 @@ class TableWriter(Generic[PlanT]):
             "provenance": self.plan.provenance,
         }
         # In one order, whether the plan was made here or read back.
-        group.attrs.update(json.loads(canonical_json(about)))
+        group.attrs.update(read_json(canonical_json(about)))
         for column in self.plan.columns:
             if column.path in group:
                 continue
@@ -248,7 +249,7 @@ class TableWriter(Generic[PlanT]):
         path = f"receipts/{shard}.json"
         recorded = None
         if self.location.exists(path):
-            recorded = json.loads(self.location.get(path))["sha256"]
+            recorded = read_json(self.location.get(path))["sha256"]
             self._check_remade(shard, arrays, recorded)
         for array, values in arrays.items():
             # Zarr would read the damaged shard before it writes a short one.
@@ -333,11 +334,11 @@ class SealedTable(Generic[PlanT]):
         plan_sha256 = None
         try:
             if content_hash is None:
-                sealed = json.loads(place.get("sealed.json"))
+                sealed = read_json(place.get("sealed.json"))
                 plan_sha256, content_hash = sealed["plan_sha256"], str(sealed["content_hash"])
         except FileNotFoundError:
             raise NotSealed(f"{location.url} holds no finished table.") from None
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, BadObject) as error:
             raise CorruptFile("sealed.json", "not readable", location.url) from error
         try:
             plan = place.get("plan.json")

@@ -1,5 +1,7 @@
 """Recipes are validated at the door, and each refusal is one sentence with a remedy."""
 
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -143,3 +145,68 @@ def test_the_form_says_which_settings_are_advanced():
         "Parts of like frequency that an edge is compared with. (advanced)"
     )
     assert "advanced" not in form["LearnSettings"]["properties"]["k"]["description"]
+
+
+BOMB = "a0: &a0 [x]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 12)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (BOMB, r"holds the alias \*a0 in line 2"),
+        ("a: &x [*x]\n", r"holds the alias \*x in line 1"),
+        ("a: " + "[" * 20_000, r"holds lists and mappings more than 16 deep in line 1"),
+        ("a: " + "{b: " * 10_000, r"holds lists and mappings more than 16 deep in line 1"),
+        ("".join("- " for _ in range(20_000)), r"more than 16 deep"),
+        ("name: a\ntitle: b\nname: c\n", r"holds the key 'name' twice in line 3"),
+        ("learn: {k: 1, k: 2}\n", r"holds the key 'k' twice in line 1"),
+        ("learn:\n  rate: .nan\n", r"holds a number that is not finite in line 2"),
+        ("learn:\n  rate: -.inf\n", r"holds a number that is not finite in line 2"),
+        ("a: 2026-99-99\n", r"holds a value that cannot be read .* in line 1"),
+        ("a: " + "9" * 5000, r"holds a value that cannot be read .* in line 1"),
+        ("a: 1\n" * 100_000, r"has more than 65,536 bytes"),
+        ("a: !!python/object/apply:os.system [echo]\n", r"could not determine a constructor"),
+        (b"a: \xff\xfe\n", r"is not text in UTF-8"),
+    ],
+)
+def test_a_hostile_file_is_refused_at_once(tmp_path, text, message):
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    begun = time.process_time()
+    with pytest.raises(BadInput, match=message) as caught:
+        load_recipe(str(path))
+    assert time.process_time() - begun < 2
+    assert "\n" not in str(caught.value)
+
+
+def test_the_longest_file_is_read_in_little_time(tmp_path, tiny_recipe):
+    path = tmp_path / "long.yaml"
+    text = yaml.safe_dump(tiny_recipe)
+    path.write_text(text + "# " + "[" * (2**16 - len(text) - 2))
+    begun = time.process_time()
+    load_recipe(str(path))
+    assert time.process_time() - begun < 2
+    path.write_text(f"a: [{'1,' * 32_000}1]\n")
+    begun = time.process_time()
+    with pytest.raises(BadInput):
+        load_recipe(str(path))
+    assert time.process_time() - begun < 8
+
+
+@pytest.mark.parametrize("value", ["[" * 5000, "{k: 1, k: 2}", ".nan", "1" * 5000, "x" * 200_000])
+def test_a_hostile_setting_is_refused_at_once(value):
+    begun = time.process_time()
+    with pytest.raises(BadInput, match=r"^setting 'learn.k' (has|holds) ") as caught:
+        load_recipe("smollm2", [f"learn.k={value}"])
+    assert time.process_time() - begun < 2
+    assert len(str(caught.value)) < 500
+
+
+def test_what_is_no_regular_file_is_no_recipe(tmp_path):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "zero.yaml").symlink_to("/dev/zero")
+    for name in ("pipe.yaml", "zero.yaml"):
+        with pytest.raises(BadInput, match="does not exist"):
+            load_recipe(str(tmp_path / name))

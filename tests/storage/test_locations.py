@@ -1,15 +1,21 @@
 """Locations: one grammar, atomic puts, exactly one creator, no way out of the folder."""
 
+import errno
 import os
+import re
+import socket
 import threading
+import time
 import uuid
 
 import pytest
 import zarr
 from hypothesis import given
 from hypothesis import strategies as st
+from obstore.exceptions import GenericError
 
-from storage.locations import AlreadyExists, Location, NotFound, check_name
+import storage.locations
+from storage.locations import AlreadyExists, BadObject, Location, NotFound, check_name
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -105,3 +111,212 @@ def test_unwritable_store_is_named(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(PermissionError, match="is not writable"):
         Location(str(tmp_path / "file" / "store")).check_writable()
+
+
+DEVICES = ["con", "PRN", "aux.txt", "Nul.tar.gz", "com1", "LPT9.json", "COM5."]
+
+
+@pytest.mark.parametrize("name", [*DEVICES, "trailing.", "trailing ", "a\u00b9"])
+def test_names_that_windows_reads_otherwise_are_refused(name):
+    with pytest.raises(ValueError, match=r"is not a safe name|names a device on Windows"):
+        check_name(name)
+
+
+@pytest.mark.parametrize("name", ["console", "com", "com0", "com10", "auxiliary", "x.con", "a-nul"])
+def test_names_that_only_look_like_devices_are_kept(name):
+    assert check_name(name) == name
+
+
+@pytest.fixture
+def local(tmp_path):
+    location = Location(str(tmp_path / "store"))
+    location.put("folder/file", b"12345")
+    return location
+
+
+def plant(location, kind):
+    """Put something below the location that is no file of it; returns its path."""
+    root, outside = location.local_path, location.local_path.parent / "outside"
+    outside.mkdir()
+    (outside / "file").write_bytes(b"secret")
+    if kind == "pipe":
+        os.mkfifo(root / "x")
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(root / "x"))
+    elif kind == "folder":
+        (root / "x").mkdir()
+    else:
+        targets = {
+            "link to a device": "/dev/zero",
+            "link out": outside / "file",
+            "link inside": root / "folder" / "file",
+            "link to nothing": "nowhere",
+            "link to itself": "x",
+            "link in the way": outside,
+        }
+        (root / "x").symlink_to(targets[kind])
+    return "x/file" if kind == "link in the way" else "x"
+
+
+KINDS = ["pipe", "socket", "folder", "link to a device", "link out", "link inside"]
+KINDS += ["link to nothing", "link to itself", "link in the way"]
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_no_regular_file_is_refused_at_once(local, kind):
+    path = plant(local, kind)
+    for read in (local.get, local.open, local.size, lambda p: local.get_range(p, 0, 1)):
+        with pytest.raises(BadObject, match="no regular file"):
+            read(path)
+
+
+def test_a_store_may_lie_behind_a_link(tmp_path, local):
+    (tmp_path / "link").symlink_to(local.local_path)
+    assert Location(str(tmp_path / "link")).get("folder/file") == b"12345"
+    assert local.get("folder/file", most=5) == b"12345"
+
+
+def test_a_place_that_is_a_circle_of_links_is_refused(tmp_path, local):
+    (local.local_path / "x").symlink_to("x")
+    with pytest.raises(BadObject, match="leads to itself"):
+        local / "x"
+
+
+def test_a_long_object_is_refused_before_it_is_read(location):
+    location.put("x", b"12345")
+    assert location.get("x", most=5) == b"12345"
+    with pytest.raises(BadObject, match=r"has 5 bytes, which is more than 4\.$"):
+        location.get("x", most=4)
+
+
+def test_ten_terabytes_of_nothing_are_refused(local):
+    with (local.local_path / "x").open("wb") as stream:
+        stream.truncate(10**13)
+    with pytest.raises(BadObject, match="10,000,000,000,000 bytes"):
+        local.get("x", most=1000)
+
+
+def test_a_part_beyond_the_end_is_refused(location):
+    location.put("x", b"12345")
+    with pytest.raises(BadObject, match="ends before byte 12"):
+        location.get_range("x", 3, 9)
+
+
+@pytest.mark.parametrize("how", ["replaced", "shortened", "changed"])
+def test_an_object_that_changes_while_it_is_read_is_refused(location, how):
+    if how != "replaced" and location.local_path is None:
+        pytest.skip("objects of a store change as a whole")
+    location.put("x", bytes(10_000_000))
+    path = None if location.local_path is None else location.local_path / "x"
+    with location.open("x") as found:
+        blocks = found.blocks()
+        assert set(next(blocks)) == {0}
+        if path is None:
+            location.put("x", b"x" * 10_000_000)
+        elif how == "replaced":
+            path.unlink()
+        else:
+            with path.open("r+b") as stream:
+                stream.truncate(10 if how == "shortened" else 20_000_000)
+        if how == "replaced" and path is not None:
+            # Its inode has another time now, though the old bytes are still there.
+            os.utime(found._descriptor)
+        with pytest.raises(BadObject, match="was changed while it was read"):
+            list(blocks)
+
+
+def test_an_object_is_known_again_until_it_is_written(local):
+    path = local.local_path / "folder" / "file"
+    # Just written: its times would be the same if it were written again at once.
+    with local.open("folder/file") as found:
+        assert found.version is None
+    time.sleep(2.1)
+    versions = []
+    for _ in range(2):
+        with local.open("folder/file") as found:
+            versions.append(found.version)
+    path.write_bytes(b"12345")
+    os.utime(path, (0, 0))
+    with local.open("folder/file") as found:
+        versions.append(found.version)
+    assert versions[0] is not None
+    assert versions[0] == versions[1] != versions[2]
+
+
+def test_remote_objects_are_known_by_their_tags():
+    location = Location(f"memory://{uuid.uuid4().hex}")
+    location.put("x", b"1")
+    with location.open("x") as one:
+        location.put("x", b"2")
+        with location.open("x") as two:
+            assert one.version != two.version
+            assert b"".join(two.blocks()) == b"2"
+
+
+@pytest.mark.parametrize("renames", [True, False])
+def test_a_disk_without_hard_links(tmp_path, monkeypatch, renames):
+    def no_link(*_, **__):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", no_link)
+    if not renames:
+        monkeypatch.setattr(storage.locations, "_rename_unless_taken", lambda *_: False)
+    location = Location(str(tmp_path / "store"))
+    if renames:
+        test_one_of_many_creators_wins(location)
+    else:
+        with pytest.raises(OSError, match=r"neither hard links nor a rename .*: choose a store on"):
+            location.create("claim", b"x")
+        assert not location.exists("claim")
+    names = {path.name for path in location.local_path.iterdir()}
+    assert names == ({"claim"} if renames else set())
+
+
+SECRETS = [
+    "https://key:hunter2@host/x",
+    "s3://AKIA:hun/ter2@bucket/x",
+    "s3://hunter2@bucket/x",
+    "s3://bucket/x?X-Amz-Signature=hunter2",
+    "gs://bucket/x#hunter2",
+    "https:/host/x?sig=hunter2",
+    "file://host/x?sig=hunter2",
+    "ftp://host/x?sig=hunter2",
+    "s3://user:hun?ter2@bucket",
+    "s3://[bad?sig=hunter2",
+    "/data/https://host/x?sig=hunter2",
+]
+
+
+@pytest.mark.parametrize("url", SECRETS)
+def test_no_error_repeats_a_secret(url):
+    with pytest.raises(ValueError, match="url") as caught:
+        Location(url)
+    assert not {"hunter2", "hun", "ter2"} & set(re.split(r"\W+", str(caught.value)))
+
+
+def test_a_store_s_own_errors_keep_its_secrets(monkeypatch):
+    def fail(*_, **__):
+        raise GenericError("Error performing PUT http://me:hunter2@host/b/k?sig=hunter2 in 3ms")
+
+    location = Location(f"memory://{uuid.uuid4().hex}")
+    for name in ("put", "get", "head", "list", "list_with_delimiter", "delete", "get_range"):
+        monkeypatch.setattr(f"obstore.{name}", fail)
+    calls = [
+        lambda: location.put("x", b""),
+        lambda: location.create("x", b""),
+        lambda: location.get("x"),
+        lambda: location.open("x"),
+        lambda: location.get_range("x", 0, 1),
+        lambda: location.exists("x"),
+        lambda: location.delete("x"),
+        location.children,
+        lambda: list(location.walk()),
+        location.last_modified,
+        location.check_writable,
+    ]
+    for call in calls:
+        with pytest.raises((GenericError, PermissionError), match="http://host/b/k") as caught:
+            call()
+        assert "hunter2" not in str(caught.value)

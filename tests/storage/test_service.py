@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from base64 import b64encode
 
 import pytest
@@ -37,7 +38,9 @@ def registry(tmp_path):
 def client(registry):
     from fastapi.testclient import TestClient
 
-    return TestClient(create_app(registry), raise_server_exceptions=False)
+    return TestClient(
+        create_app(registry), base_url="http://localhost:8420", raise_server_exceptions=False
+    )
 
 
 def test_everything_can_be_read(client, registry):
@@ -113,7 +116,7 @@ def test_a_token_is_asked_for_everywhere(registry):
     from fastapi.testclient import TestClient
 
     app = create_app(registry, token="s3cret")
-    client = TestClient(app, raise_server_exceptions=False)
+    client = TestClient(app, base_url="http://[::1]", raise_server_exceptions=False)
     paths = [
         "/",
         "/artifacts",
@@ -126,7 +129,10 @@ def test_a_token_is_asked_for_everywhere(registry):
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic s3cret"}):
             response = client.get(path, headers=headers)
             assert response.status_code == 401, path
-            assert response.headers["www-authenticate"].startswith("Bearer")
+            assert response.headers.get_list("www-authenticate") == [
+                "Bearer",
+                'Basic realm="strata"',
+            ]
     browser = b64encode(b"anyone:s3cret").decode()
     for allowed in ("Bearer s3cret", f"Basic {browser}"):
         answer = client.get("/artifacts", headers={"Authorization": allowed})
@@ -188,7 +194,9 @@ def test_no_request_of_the_schema_breaks_it(registry):
     from hypothesis import strategies as st
     from schemathesis import GenerationMode
 
-    schema = schemathesis.openapi.from_asgi("/openapi.json", create_app(registry))
+    schema = schemathesis.openapi.from_asgi(
+        "/openapi.json", create_app(registry, hosts=["testserver"])
+    )
     operations = [operation.ok() for operation in schema.get_all_operations()]
     assert len(operations) == 12
     modes = (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)
@@ -207,3 +215,132 @@ def test_no_request_of_the_schema_breaks_it(registry):
         assert case.call().status_code < 500
 
     sent()
+
+
+@pytest.mark.parametrize("token", [None, "s3cret"])
+@pytest.mark.parametrize(
+    ("host", "let_in"),
+    [
+        ("127.0.0.1", True),
+        ("127.0.0.1:8420", True),
+        ("LOCALHOST:9", True),
+        ("[::1]:8420", True),
+        ("evil.example", False),
+        ("evil.example:8420", False),
+        ("127.0.0.1.evil.example", False),
+        ("localhost:8420@evil.example", False),
+        ("localhost.", False),
+        ("", False),
+    ],
+)
+def test_a_page_of_another_name_reads_nothing(registry, token, host, let_in):
+    from fastapi.testclient import TestClient
+
+    client = TestClient(create_app(registry, token=token), base_url="http://localhost")
+    headers = {"Host": host} | ({"Authorization": f"Bearer {token}"} if token else {})
+    for path in ("/", "/artifacts", "/openapi.json", "/nowhere"):
+        status = client.get(path, headers=headers).status_code
+        assert (status != 421) == let_in, path
+    named = create_app(registry, token=token, hosts=["evil.example"])
+    status = TestClient(named, base_url="http://localhost").get("/artifacts", headers=headers)
+    assert (status.status_code == 200) == (host.split(":")[0] == "evil.example")
+
+
+def test_allowed_hosts_are_names():
+    for name in ("http://x", "x:80", "x/y", ""):
+        with pytest.raises(ValueError, match="without scheme, port or path"):
+            serve("memory://none", allowed_hosts=[name])
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "body", "content_range"),
+    [
+        ("bytes=0-", 206, b"0123456789", "bytes 0-9/10"),
+        ("bytes=2-4", 206, b"234", "bytes 2-4/10"),
+        ("bytes=8-99", 206, b"89", "bytes 8-9/10"),
+        ("bytes=-3", 206, b"789", "bytes 7-9/10"),
+        ("bytes=-99", 206, b"0123456789", "bytes 0-9/10"),
+        ("bytes=10-", 416, None, "bytes */10"),
+        ("bytes=-0", 416, None, "bytes */10"),
+        ("bytes=4-2", 200, b"0123456789", None),
+        ("bytes=0-1,4-5", 200, b"0123456789", None),
+        ("bytes=-", 200, b"0123456789", None),
+        ("bytes=" + "9" * 400 + "-", 200, b"0123456789", None),
+        ("lines=1-2", 200, b"0123456789", None),
+    ],
+)
+def test_a_part_of_a_file_can_be_asked_for(registry, client, asked, status, body, content_range):
+    registry.publish("part", {"digits.txt": b"0123456789"}, fingerprint="1")
+    url = "/artifacts/part/versions/1/files/digits.txt"
+    answer = client.get(url, headers={"Range": asked})
+    assert answer.status_code == status
+    assert answer.headers.get("content-range") == content_range
+    if body is not None:
+        assert answer.content == body
+        assert answer.headers["content-length"] == str(len(body))
+        assert answer.headers["accept-ranges"] == "bytes"
+
+
+def test_a_part_is_only_of_the_version_that_the_client_has(registry, client):
+    registry.publish("part", {"digits.txt": b"0123456789"}, fingerprint="1")
+    url = "/artifacts/part/versions/1/files/digits.txt"
+    etag = client.get(url).headers["etag"]
+    for condition, status in ((etag, 206), ('"other"', 200), (f"W/{etag}", 200)):
+        answer = client.get(url, headers={"Range": "bytes=1-2", "If-Range": condition})
+        assert answer.status_code == status
+    unchanged = client.get(url, headers={"Range": "bytes=1-2", "If-None-Match": etag})
+    assert unchanged.status_code == 304
+
+
+def test_head_tells_what_get_would_send(registry, client):
+    registry.publish("part", {"digits.txt": b"0123456789"}, fingerprint="1")
+    for path in ("/", "/artifacts", "/artifacts/part/versions/1/files/digits.txt", "/artifacts/no"):
+        head, get = client.head(path), client.get(path)
+        assert head.content == b""
+        assert head.status_code == get.status_code
+        for name in ("content-length", "etag", "content-type"):
+            assert head.headers.get(name) == get.headers.get(name)
+
+
+def test_a_damaged_artifact_hides_no_other_from_the_index(registry, client):
+    registry.publish("broken", {"x.txt": b""}, fingerprint="1")
+    (registry.location.local_path / "broken/records/00000001.json").write_text("{}")
+    index = client.get("/")
+    assert index.status_code == 200
+    assert 'href="artifacts/toy/1/"' in index.text
+    assert "Cannot be read: " in index.text
+    assert client.get("/artifacts/broken/versions").status_code == 502
+
+
+def test_a_file_that_has_changed_is_not_served(registry, client):
+    registry.publish("big", {"x.bin": bytes(300_000)}, fingerprint="1")
+    url, path = "/artifacts/big/versions/1/files/x.bin", registry.load("big", 1).path / "x.bin"
+    assert client.get(url).content == bytes(300_000)
+    with path.open("r+b") as stream:
+        stream.seek(200_000)
+        stream.write(b"x")
+    for headers in ({}, {"Range": "bytes=0-9"}):
+        assert client.get(url, headers=headers).status_code == 502
+    path.unlink()
+    os.mkfifo(path)
+    assert client.get(url).json()["files"] == ["x.bin"]
+    path.unlink()
+    with path.open("wb") as stream:
+        stream.truncate(10**13)
+    assert "10,000,000,000,000 bytes instead of 300,000" in client.get(url).json()["detail"]
+
+
+def test_a_store_that_cannot_be_read_is_no_fault_of_the_service(registry, client, monkeypatch):
+    from obstore.exceptions import GenericError
+
+    def fail(error):
+        monkeypatch.setattr(Registry, "names", lambda _: (_ for _ in ()).throw(error))
+        return client.get("/artifacts")
+
+    for error in (
+        PermissionError(13, "no"),
+        GenericError("GET http://u:secret@h/b?sig=secret\n x"),
+    ):
+        answer = fail(error)
+        assert answer.status_code == 502
+        assert "secret" not in answer.text

@@ -1,0 +1,93 @@
+"""Parquet that somebody else has written: measured before it is decoded."""
+
+from __future__ import annotations
+
+import io
+import tracemalloc
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import storage.graph.graph_columns
+from storage.graph.graph_columns import read_parquet
+
+
+def written(table, **options):
+    sink = io.BytesIO()
+    pq.write_table(table, sink, **options)
+    return sink.getvalue()
+
+
+def test_numbers_texts_and_lists_come_as_they_were_written():
+    table = pa.table(
+        {
+            "n": [1, None, 3],
+            "s": ["a", None, "ä" * 1000],
+            "tokens": [["a", "b"], [], None],
+            "values": pa.array([[1.0], [2.0, None], []], pa.list_(pa.float32())),
+            "yes": [True, False, None],
+        }
+    )
+    assert read_parquet(written(table), "examples").equals(table)
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        pa.table({"x": [{"a": 1, "b": 2}]}),
+        pa.table({"x": [[["a"]]]}),
+        pa.table({"x": [b"bytes"]}),
+        pa.table({"x": pa.array([b"12345678"], pa.binary(8))}),
+        pa.table({"x": pa.array([1], pa.decimal128(30, 2))}),
+        pa.table([pa.array([1]), pa.array([2])], names=["x", "x"]),
+    ],
+)
+def test_other_columns_are_refused(table):
+    with pytest.raises(ValueError, match=r"^column 'x.*' of nodes holds|^nodes have columns"):
+        read_parquet(written(table), "nodes")
+
+
+def test_a_text_that_is_none_is_refused():
+    broken = pa.Array.from_buffers(
+        pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xfe")]
+    )
+    with pytest.raises(ValueError, match="nodes is not a readable Parquet file"):
+        read_parquet(written(pa.table({"x": broken})), "nodes")
+
+
+@pytest.mark.parametrize("at", [0, 4, 30, -30, -9, -5, -1])
+def test_damage_is_refused(at):
+    data = bytearray(written(pa.table({"x": list(range(100)), "s": ["a"] * 100})))
+    data[at] ^= 0xFF
+    try:
+        read_parquet(bytes(data), "nodes")
+    except ValueError as error:
+        assert "nodes" in str(error)  # noqa: PT017 - not every flipped bit is damage to a reader
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_few_bytes_that_stand_for_many_are_not_decoded(nested):
+    text = "x" * 10_000
+    indices = pa.array([0] * 100_000, pa.int32())
+    column = pa.DictionaryArray.from_arrays(indices, pa.array([text]))
+    if nested:
+        offsets = pa.array(range(0, 100_001, 10), pa.int32())
+        column = pa.ListArray.from_arrays(offsets, column)
+    data = written(pa.table({"x": column}), store_schema=False)
+    assert len(data) < 10**5
+    before = pa.total_allocated_bytes()
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="more than 536,870,912 bytes of rows"):
+            read_parquet(data, "examples")
+        assert tracemalloc.get_traced_memory()[1] < 10**7
+    finally:
+        tracemalloc.stop()
+    assert pa.total_allocated_bytes() - before < 10**7
+
+
+def test_more_values_than_may_be_are_refused_by_the_metadata(monkeypatch):
+    monkeypatch.setattr(storage.graph.graph_columns, "_MOST_VALUES", 10)
+    with pytest.raises(ValueError, match="hold 11 values, which is more than 10"):
+        read_parquet(written(pa.table({"x": list(range(11))})), "nodes")
