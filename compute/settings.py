@@ -17,7 +17,7 @@ from compute.dictionaries.dictionary_settings import (
     mark_advanced,
 )
 from storage.locations import check_name
-from storage.registry.quality_gates import Gate
+from storage.registry.quality_gates import QualityGate
 
 __all__ = [
     "EncodeSettings",
@@ -280,7 +280,7 @@ class VerifySettings(_Settings):
 class PublishSettings(_Settings):
     """From what a run has found to a published version."""
 
-    gates: tuple[Gate, ...] = Field((), json_schema_extra=ADVANCED)
+    gates: tuple[QualityGate, ...] = Field((), json_schema_extra=ADVANCED)
     """Bars that a version must reach, or it is published as rejected and never becomes latest:
     `{metric: explained_variance, at_least: 0.6, per_level: true}`. Metrics of the whole version
     are `graph.…` and `continuity.kept_share`; the latter is not asked of the first version."""

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from storage.locations import Location, check_name
 from storage.registry.ledgers import LATEST, CorruptArtifact
-from storage.registry.quality_gates import Gate, failures
+from storage.registry.quality_gates import QualityGate, failures
 from storage.registry.retention import Garbage, Retention
 from storage.registry.signatures import BadSignature, Keyring
 from storage.registry.witness import RolledBack, Witness, witness_folder
@@ -48,9 +48,9 @@ __all__ = [
     "CollectedMeanwhile",
     "CorruptArtifact",
     "Garbage",
-    "Gate",
     "LevelEntry",
     "Manifest",
+    "QualityGate",
     "Registry",
     "Retention",
     "RolledBack",
@@ -122,7 +122,7 @@ class Registry:
         counts: Mapping[str, int] | None = None,
         status: Status = "published",
         rejections: Sequence[str] = (),
-        gates: Sequence[Gate] = (),
+        gates: Sequence[QualityGate] = (),
         parent: int | str | None = LATEST,
         created_at: datetime | None = None,
         pages: Mapping[str, Page] | None = None,
@@ -153,7 +153,7 @@ class Registry:
             ``rejected`` versions are kept and readable, but never become `latest`.
         rejections : sequence of str
             Why a version is rejected, one sentence each.
-        gates : sequence of Gate
+        gates : sequence of QualityGate
             Bars for `metrics` and for those of the levels; a version that fails one is published as
             rejected, with the reasons.
         parent : int, str or None

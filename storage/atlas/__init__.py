@@ -15,7 +15,7 @@ from storage.atlas.data import (
     ImageExample,
     Level,
     Neighbour,
-    Steering,
+    SteeringStrip,
     TokenExample,
 )
 from storage.atlas.page import render
@@ -31,7 +31,7 @@ __all__ = [
     "ImageExample",
     "Level",
     "Neighbour",
-    "Steering",
+    "SteeringStrip",
     "TokenExample",
     "render",
 ]

@@ -24,7 +24,7 @@ __all__ = [
     "ImageExample",
     "Level",
     "Neighbour",
-    "Steering",
+    "SteeringStrip",
     "TokenExample",
 ]
 
@@ -200,7 +200,7 @@ class HistoryEntry(_Model):
     status: str
 
 
-class Steering(_Model):
+class SteeringStrip(_Model):
     """The model's output without and with an edit of the concept.
 
     Parameters
@@ -277,7 +277,7 @@ class Concept(_Model):
     form: str | None = None
     unexplained: Share | None = None
     history: tuple[HistoryEntry, ...] = ()
-    steering: Steering | None = None
+    steering: SteeringStrip | None = None
 
     @model_validator(mode="after")
     def _id_is_level_and_index(self) -> Self:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
-from storage.atlas.data import AtlasData, Concept, Edge, Level, Steering, TokenExample
+from storage.atlas.data import AtlasData, Concept, Edge, Level, SteeringStrip, TokenExample
 from storage.registry.manifests import MANIFEST_FILE
 from storage.registry.versions import STRIPS_FILE
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["published_atlas"]
 
-_STRIPS = TypeAdapter(dict[str, Steering])
+_STRIPS = TypeAdapter(dict[str, SteeringStrip])
 
 
 def published_atlas(artifact: Artifact) -> AtlasData:
@@ -66,7 +66,7 @@ def published_atlas(artifact: Artifact) -> AtlasData:
 def _concept(
     row: Mapping[str, Any],
     examples: Mapping[int, Mapping[int, list[TokenExample]]],
-    strips: Mapping[str, Steering],
+    strips: Mapping[str, SteeringStrip],
 ) -> Concept:
     shown = examples.get(row["level"], {}).get(row["index"], [])
     return Concept(
@@ -97,7 +97,7 @@ def _edge(row: Mapping[str, Any]) -> Edge:
     )
 
 
-def _strips(artifact: Artifact) -> dict[str, Steering]:
+def _strips(artifact: Artifact) -> dict[str, SteeringStrip]:
     if STRIPS_FILE not in artifact.files:
         return {}
     found = artifact.read_json(STRIPS_FILE)

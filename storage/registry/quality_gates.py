@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Gate", "failures", "no_better_than_mean"]
+__all__ = ["QualityGate", "failures", "no_better_than_mean"]
 
 
 @dataclass(frozen=True)
-class Gate:
+class QualityGate:
     """One bar for one metric.
 
     Attributes
@@ -25,7 +25,7 @@ class Gate:
 
     Examples
     --------
-    >>> failures([Gate("fit.r2", at_least=0.8)], {"fit": {"r2": 0.7}})
+    >>> failures([QualityGate("fit.r2", at_least=0.8)], {"fit": {"r2": 0.7}})
     ['fit.r2 = 0.7 is below 0.8']
     """
 
@@ -55,7 +55,7 @@ class Gate:
 
 
 def failures(
-    gates: Iterable[Gate],
+    gates: Iterable[QualityGate],
     metrics: Mapping[str, Any],
     levels: Sequence[tuple[str, Mapping[str, Any]]] = (),
 ) -> list[str]:
@@ -63,7 +63,7 @@ def failures(
 
     Parameters
     ----------
-    gates : iterable of Gate
+    gates : iterable of QualityGate
         The bars.
     metrics : mapping
         Metrics of the whole version.
@@ -80,7 +80,7 @@ def failures(
 
 
 def no_better_than_mean(
-    levels: Iterable[tuple[str, Mapping[str, Any]]], gates: Iterable[Gate] = ()
+    levels: Iterable[tuple[str, Mapping[str, Any]]], gates: Iterable[QualityGate] = ()
 ) -> list[str]:
     """One sentence for every level whose dictionary explains no more than the mean does.
 
@@ -92,7 +92,7 @@ def no_better_than_mean(
     levels : iterable of (str, mapping)
         Name and metrics of every level; ``explained_variance`` is that of the held-out rows, and
         missing where it is not a number.
-    gates : iterable of Gate
+    gates : iterable of QualityGate
         The version's own gates.
     """
     if any(gate.per_level and gate.metric == "explained_variance" for gate in gates):

@@ -107,7 +107,7 @@ class Pointer(BaseModel):
     newest: int
 
 
-class Change(BaseModel):
+class ShelfChange(BaseModel):
     """An entry of ``changes/``: what has changed, and what holds from then on.
 
     `records` is the number of versions that whoever made the change had seen.
@@ -145,7 +145,7 @@ class State:
     entry: Entry | None = None
 
     @classmethod
-    def after(cls, entry: Entry, change: Change) -> Self:
+    def after(cls, entry: Entry, change: ShelfChange) -> Self:
         """What holds from an entry on."""
         return cls(change.aliases, NumberSet(change.removed), change.records, entry)
 
@@ -476,8 +476,8 @@ class Shelf:
         self._parsed[entry.digest] = record
         return record
 
-    def _change(self, entry: Entry) -> Change:
-        return self._parse(Change, entry, self._changes)
+    def _change(self, entry: Entry) -> ShelfChange:
+        return self._parse(ShelfChange, entry, self._changes)
 
     def _parse(self, model: type[Model], entry: Entry, ledger: Ledger) -> Model:
         try:
@@ -614,7 +614,7 @@ class Shelf:
             if move.version is not None:
                 aliases[move.alias] = Pointer(version=move.version, newest=move.newest)
         gone = NumberSet.of(removes)
-        change = Change(
+        change = ShelfChange(
             at=datetime.now(UTC),
             records=max(state.records, self.records.newest()),
             moves=tuple(moves),

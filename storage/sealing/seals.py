@@ -7,15 +7,13 @@ spelling, so that a single changed byte of the record itself is found too.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from storage.locations import Location, NotFound
+from storage.locations import BadObject, Location, NotFound
 from storage.records import canonical_json, digest
 from storage.sealing.damage import CorruptFile
 
@@ -104,16 +102,16 @@ class SealedFolder:
         if path not in self.files:
             raise NotFound(f"{self.location.url} was sealed without {path!r}.")
         seal = self.files[path]
-        if is_irregular(self.location, path):
-            raise CorruptFile(path, "no file", self.location.url)
         try:
-            size = self.location.size(path)
-            data = self.location.get(path) if size == seal.size else b""
+            with self.location.open(path) as found:
+                if found.size != seal.size:
+                    reason = f"{found.size:,} bytes instead of {seal.size:,}"
+                    raise CorruptFile(path, reason, self.location.url)
+                data = b"".join(found.blocks())
         except NotFound:
             raise CorruptFile(path, "missing", self.location.url) from None
-        if size != seal.size:
-            reason = f"{size:,} bytes instead of {seal.size:,}"
-            raise CorruptFile(path, reason, self.location.url)
+        except BadObject as error:
+            raise CorruptFile(path, error.reason, self.location.url) from None
         if digest(data) != seal.sha256:
             raise CorruptFile(path, "digest", self.location.url)
         return data
@@ -211,31 +209,12 @@ def record_bytes(location: Location, name: str) -> bytes:
     NotFound
         If there is no such file.
     CorruptFile
-        If there are more of them than any record has.
+        If it is no regular file, or has more bytes than any record.
     """
-    if is_irregular(location, name):
-        raise CorruptFile(name, "no file", location.url)
-    size = location.size(name)
-    if size > _MOST_RECORD_BYTES:
-        raise CorruptFile(name, f"{size:,} bytes are too many", location.url)
-    return location.get(name)
-
-
-def is_irregular(location: Location, path: str) -> bool:
-    """Whether something lies at a path of a disk that is no file: to open a pipe is to wait.
-
-    Also where what should be a folder on the way to it is none.
-    """
-    root = location.local_path
-    if root is None or (root / path).is_file():
-        return False
-    return os.path.lexists(root / path) or not _is_free(root / path)
-
-
-def _is_free(place: Path) -> bool:
-    """Whether a file could be written there."""
-    above = next(parent for parent in place.parents if os.path.lexists(parent))
-    return above.is_dir()
+    try:
+        return location.get(name, most=_MOST_RECORD_BYTES)
+    except BadObject as error:
+        raise CorruptFile(name, error.reason, location.url) from None
 
 
 def verified_record(data: bytes) -> dict[str, Any] | None:

@@ -25,7 +25,7 @@ from storage.atlas import (
     ImageExample,
     Level,
     Neighbour,
-    Steering,
+    SteeringStrip,
     TokenExample,
     render,
 )
@@ -233,7 +233,7 @@ def _concept(
             HistoryEntry(version=2, status="kept"),
             HistoryEntry(version=3, status="changed" if index % 5 == 0 else "kept"),
         ),
-        steering=Steering(
+        steering=SteeringStrip(
             before="The river ran past the garden and into the sea.",
             after=f"The {topic} ran past the {other} and into the {topic}.",
             scale=4.0,

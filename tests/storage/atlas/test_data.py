@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from storage.atlas import AtlasData, Concept, Edge, Histogram, ImageExample, Level, TokenExample
-from storage.atlas.data import Steering
+from storage.atlas.data import SteeringStrip
 
 
 def _atlas(**changes):
@@ -88,7 +88,7 @@ def test_images_are_embedded_bitmaps_and_nothing_else(uri):
     with pytest.raises(ValueError, match="is not a base64 data URI"):
         ImageExample(image=uri, activation=1)
     with pytest.raises(ValueError, match="is not a base64 data URI"):
-        Steering(media="image", before=uri, after=uri)
+        SteeringStrip(media="image", before=uri, after=uri)
 
 
 def test_patches_are_a_grid():

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from storage.artifacts import Gate, Registry
+from storage.artifacts import QualityGate, Registry
 from storage.exports.saelens import to_saelens
 from storage.graph.concept_graph import ConceptGraph
 from storage.registry.quality_gates import failures, no_better_than_mean
@@ -98,7 +98,10 @@ def test_a_version_compared_with_itself_is_all_kept(registry):
 
 def test_a_version_that_fails_a_gate_never_becomes_latest(tmp_path):
     registry = Registry(tmp_path)
-    gates = [Gate("stability", at_least=0.9), Gate("dead", at_most=0.1, per_level=True)]
+    gates = [
+        QualityGate("stability", at_least=0.9),
+        QualityGate("dead", at_most=0.1, per_level=True),
+    ]
     level = {"level": 1, "name": "low", "n_concepts": 4, "d": D}
 
     def publish(i, stability, dead):
@@ -122,10 +125,10 @@ def test_a_version_that_fails_a_gate_never_becomes_latest(tmp_path):
 
 @pytest.mark.parametrize("value", [None, float("nan"), "0.99", True])
 def test_what_is_not_reported_fails(value):
-    assert failures([Gate("fit.r2", at_least=0.5)], {"fit": {"r2": value}}) == [
+    assert failures([QualityGate("fit.r2", at_least=0.5)], {"fit": {"r2": value}}) == [
         "fit.r2 is not reported"
     ]
-    assert failures([Gate("fit.r2", at_least=0.5)], {}) == ["fit.r2 is not reported"]
+    assert failures([QualityGate("fit.r2", at_least=0.5)], {}) == ["fit.r2 is not reported"]
 
 
 @pytest.mark.parametrize(
@@ -136,12 +139,15 @@ def test_a_dictionary_must_explain_more_than_the_mean(value, told):
     reason = "the dictionary of low explains no more than the mean of its rows does: its "
     reason += f"explained_variance is {told}"
     assert no_better_than_mean(levels) == ([] if told is None else [reason])
-    other = [Gate("explained_variance", at_least=0.1), Gate("dead", at_most=1, per_level=True)]
+    other = [
+        QualityGate("explained_variance", at_least=0.1),
+        QualityGate("dead", at_most=1, per_level=True),
+    ]
     assert no_better_than_mean(levels, other) == no_better_than_mean(levels)
-    own = [*other, Gate("explained_variance", at_least=-1, per_level=True)]
+    own = [*other, QualityGate("explained_variance", at_least=-1, per_level=True)]
     assert no_better_than_mean(levels, own) == []
 
 
 def test_a_gate_needs_a_bound():
     with pytest.raises(ValueError, match="no bound"):
-        Gate("fit")
+        QualityGate("fit")

@@ -96,7 +96,9 @@ def test_an_unknown_concept_is_refused_in_a_sentence(version, unknown):
 def test_a_levels_files_are_read_once(version, monkeypatch):
     read = []
     plain = version.read
-    monkeypatch.setattr(version, "read", lambda path: read.append(path) or plain(path))
+    monkeypatch.setattr(
+        version, "read", lambda path, **most: read.append(path) or plain(path, **most)
+    )
     for _ in range(3):
         version.concept("1:0").direction  # noqa: B018
         version.concept("1:1").examples  # noqa: B018
