@@ -147,9 +147,7 @@ LEVELS = st.fixed_dictionaries(
 )
 
 
-@settings(
-    max_examples=80, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
-)
+@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(EXAMPLES, STRIPS, LEVELS)
 def test_whatever_the_files_hold_is_drawn_or_named(examples, strips, level):
     files = {
