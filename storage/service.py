@@ -33,6 +33,7 @@ from fastapi.security import (
     HTTPBearer,
 )
 from obstore.exceptions import BaseError
+from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -47,6 +48,7 @@ from storage.artifacts import (
 )
 from storage.index_page import index_page
 from storage.locations import StoredObject, without_secrets
+from storage.manifests import first_reason
 from storage.records import canonical_json, digest
 from storage.registry.versions import REPORT_FILE
 
@@ -257,6 +259,11 @@ def create_app(
     def corrupt(_: Request, error: CorruptArtifact) -> JSONResponse:
         return JSONResponse({"detail": str(error), "files": list(error.files)}, 502)
 
+    @app.exception_handler(ValidationError)
+    def malformed(_: Request, error: ValidationError) -> JSONResponse:
+        # What a client sends is checked before; this is something that was stored.
+        return JSONResponse({"detail": f"a stored record is not valid: {first_reason(error)}"}, 502)
+
     @app.exception_handler(ValueError)
     def invalid(_: Request, error: ValueError) -> JSONResponse:
         return JSONResponse({"detail": str(error)}, 422)
@@ -382,8 +389,8 @@ def create_app(
         for name in registry.names():
             try:
                 found[name] = (registry.versions(name), registry.aliases(name))
-            except (CorruptArtifact, BadSignature) as error:
-                found[name] = str(error)
+            except (ValueError, BadSignature) as error:
+                found[name] = first_reason(error)
         body = index_page(found)
         return answer(request, body, _MEDIA_TYPES["html"], fixed=False, policy=_INDEX_POLICY)
 

@@ -54,7 +54,7 @@ EDGE_SCHEMA = pa.schema(
 _PLAIN_TYPES = ("BOOLEAN", "INT32", "INT64", "FLOAT", "DOUBLE")
 _TEXTS = ("STRING", "JSON", "ENUM")
 _MOST_BYTES = 2**29
-_MOST_VALUES = 2**28
+_MOST_ROWS = 2**26
 _BATCH_ROWS = 8192
 _SHARES = ("frequency", "unexplained", "confidence", "stability")
 
@@ -101,18 +101,27 @@ def read_table(source: bytes | str | Path, schema: pa.Schema, what: str) -> pa.T
     return make_table({name: table[name] for name in table.column_names}, schema, what)
 
 
-def read_parquet(source: bytes | str | Path, what: str) -> pa.Table:
-    """Read a Parquet file that somebody else may have written; `what` names it in errors.
+def read_parquet(source: bytes | str | Path, what: str, *, lists: bool = False) -> pa.Table:
+    """Read a Parquet file that somebody else may have written.
+
+    Parameters
+    ----------
+    source : bytes, str or Path
+        The file's bytes, or where it lies.
+    what : str
+        Names it in errors.
+    lists : bool
+        Whether columns may hold lists of numbers or of texts.
 
     Raises
     ------
     ValueError
-        If it is no Parquet file, repeats a column's name, has columns of structs, of lists of lists
-        or of bytes, holds a text that is not UTF-8, or more than 512 MiB of rows: a few bytes of
-        such a file can stand for terabytes of them.
+        If it is no Parquet file, repeats a column's name, has columns of other kinds, holds a text
+        that is not UTF-8, or more than 512 MiB of rows: a few bytes of such a file can stand for
+        terabytes of them.
     """
     try:
-        _check_columns(pq.ParquetFile(_opened(source)), what)
+        _check_columns(pq.ParquetFile(_opened(source)), what, deepest=int(lists))
         _check_rows(source, what)
         table = pq.ParquetFile(_opened(source)).read()
         table.validate(full=True)
@@ -126,22 +135,24 @@ def _opened(source: bytes | str | Path) -> Any:
     return pa.BufferReader(source) if isinstance(source, bytes) else source
 
 
-def _check_columns(file: pq.ParquetFile, what: str) -> None:
+def _check_columns(file: pq.ParquetFile, what: str, *, deepest: int) -> None:
     columns = [file.schema.column(i) for i in range(len(file.schema))]
     names = [column.path.partition(".")[0] for column in columns]
     if len(set(names)) < len(names):
         raise ValueError(f"{what} have columns of structs, or two columns of one name.")
     for column in columns:
         text = column.physical_type == "BYTE_ARRAY" and column.logical_type.type in _TEXTS
-        if column.max_repetition_level > 1 or not (text or column.physical_type in _PLAIN_TYPES):
+        depth = column.max_repetition_level
+        if depth > deepest or not (text or column.physical_type in _PLAIN_TYPES):
+            kind = "lists of " * depth + str(column.physical_type)
             raise ValueError(
-                f"column {column.path!r} of {what} holds {column.physical_type}: give numbers, "
-                "texts, truth values or lists of them."
+                f"column {column.path!r} of {what} holds {kind}: give numbers, texts or truth "
+                "values."
             )
-    groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
-    values = sum(group.column(i).num_values for group in groups for i in range(group.num_columns))
-    if values > _MOST_VALUES:
-        raise ValueError(f"{what} hold {values:,} values, which is more than {_MOST_VALUES:,}.")
+    # Nothing is asked of single column chunks: for some damaged ones pyarrow ends the process.
+    rows = file.metadata.num_rows
+    if rows > _MOST_ROWS:
+        raise ValueError(f"{what} have {rows:,} rows, which is more than {_MOST_ROWS:,}.")
 
 
 def _check_rows(source: bytes | str | Path, what: str) -> None:

@@ -114,7 +114,10 @@ class Manifest(BaseModel):
     def _in_utc(cls, value: datetime) -> datetime:
         if value.tzinfo is None:
             raise ValueError("created_at has no time zone: give one, such as UTC")
-        return value.astimezone(UTC)
+        try:
+            return value.astimezone(UTC)
+        except OverflowError:
+            raise ValueError("created_at is no time of UTC's years 1 to 9999") from None
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

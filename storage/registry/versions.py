@@ -293,7 +293,7 @@ class Artifact:
             path = f"{stem}.parquet"
             data = self.read(path, most=MAX_PARSED)
             with self.reading(path):
-                records = read_parquet(data, "examples").to_pylist()
+                records = read_parquet(data, "examples", lists=True).to_pylist()
         with self.reading(path):
             _EXAMPLES.validate_python(records)
         checked: list[dict[str, Any]] = records

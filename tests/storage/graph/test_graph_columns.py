@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tracemalloc
+from random import Random
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,14 +30,14 @@ def test_numbers_texts_and_lists_come_as_they_were_written():
             "yes": [True, False, None],
         }
     )
-    assert read_parquet(written(table), "examples").equals(table)
+    assert read_parquet(written(table), "examples", lists=True).equals(table)
 
 
 @pytest.mark.parametrize(
     "table",
     [
         pa.table({"x": [{"a": 1, "b": 2}]}),
-        pa.table({"x": [[["a"]]]}),
+        pa.table({"x": [["a"]]}),
         pa.table({"x": [b"bytes"]}),
         pa.table({"x": pa.array([b"12345678"], pa.binary(8))}),
         pa.table({"x": pa.array([1], pa.decimal128(30, 2))}),
@@ -80,14 +81,34 @@ def test_a_few_bytes_that_stand_for_many_are_not_decoded(nested):
     tracemalloc.start()
     try:
         with pytest.raises(ValueError, match="more than 536,870,912 bytes of rows"):
-            read_parquet(data, "examples")
+            read_parquet(data, "examples", lists=nested)
         assert tracemalloc.get_traced_memory()[1] < 10**7
     finally:
         tracemalloc.stop()
     assert pa.total_allocated_bytes() - before < 10**7
 
 
-def test_more_values_than_may_be_are_refused_by_the_metadata(monkeypatch):
-    monkeypatch.setattr(storage.graph.graph_columns, "_MOST_VALUES", 10)
-    with pytest.raises(ValueError, match="hold 11 values, which is more than 10"):
+def test_more_rows_than_may_be_are_refused_by_the_metadata(monkeypatch):
+    monkeypatch.setattr(storage.graph.graph_columns, "_MOST_ROWS", 10)
+    with pytest.raises(ValueError, match="have 11 rows, which is more than 10"):
         read_parquet(written(pa.table({"x": list(range(11))})), "nodes")
+
+
+def test_lists_of_lists_are_refused():
+    with pytest.raises(ValueError, match="holds lists of lists of BYTE_ARRAY"):
+        read_parquet(written(pa.table({"x": [[["a"]]]})), "examples", lists=True)
+
+
+def test_no_damaged_byte_ends_the_process():
+    data = written(pa.table({"x": list(range(9)), "s": ["a"] * 9}))
+    random = Random(0)
+    refused = 0
+    for _ in range(2000):
+        changed = bytearray(data)
+        for _ in range(random.choice([1, 2, 4])):
+            changed[random.randrange(len(data))] = random.choice([0, 1, 0x7F, 0x80, 0xFF])
+        try:
+            read_parquet(bytes(changed), "nodes")
+        except ValueError:
+            refused += 1
+    assert 500 < refused < 2000

@@ -257,6 +257,55 @@ def test_a_hostile_manifest_is_refused(artifact, change):
         Manifest.from_bytes(data)
 
 
+ODD = [
+    None,
+    True,
+    0,
+    -1,
+    2**63,
+    10**19,
+    1e308,
+    "",
+    "../x",
+    "\x1b[2J",
+    "con",
+    "\u202e",
+    [],
+    {},
+    [None],
+]
+ODD += [{"a": {}}, "0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59", "x" * 64, "2026-01-01"]
+
+
+def places(value, path=()):
+    """Every place of a JSON value, as the keys that lead there."""
+    yield path
+    if isinstance(value, dict | list):
+        for key in value if isinstance(value, dict) else range(len(value)):
+            yield from places(value[key], (*path, key))
+
+
+def test_odd_values_anywhere_in_a_manifest_are_read_or_refused(artifact):
+    sound = artifact.manifest.to_bytes()
+    read = refused = 0
+    for path in places(json.loads(sound)):
+        for odd in ODD:
+            changed = {"": json.loads(sound)}
+            place = changed
+            for key in ("", *path)[:-1]:
+                place = place[key]
+            place[("", *path)[-1]] = odd
+            try:
+                manifest = Manifest.from_bytes(json.dumps(changed[""]).encode())
+            except CorruptArtifact:
+                refused += 1
+            else:
+                assert Manifest.from_bytes(manifest.to_bytes()) == manifest
+                read += 1
+    assert read > 50
+    assert refused > 500
+
+
 def test_a_manifest_that_is_too_long_is_not_read(registry, artifact):
     data = artifact.manifest.to_bytes() + b" " * 2**24
     (artifact.path / "manifest.json").write_bytes(data)
