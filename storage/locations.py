@@ -33,7 +33,7 @@ import obstore
 from obstore.exceptions import AlreadyExistsError
 from obstore.store import GCSStore, LocalStore, MemoryStore, ObjectStore, S3Store
 
-__all__ = ["AlreadyExists", "Location", "NotFound", "check_name"]
+__all__ = ["AlreadyExists", "Location", "NotFound", "check_name", "s3_endpoint"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _MAX_NAME = 128
@@ -231,6 +231,24 @@ class Location:
         except FileNotFoundError:
             return
 
+    def refuse_links(self, path: str) -> None:
+        """Refuse a folder below this one that is reached through a link; stores have none.
+
+        Raises
+        ------
+        ValueError
+            Naming the link.
+        """
+        root = self.local_path
+        if root is None:
+            return
+        for place in (root / path, *(root / path).parents):
+            if place != root and place.is_relative_to(root) and place.is_symlink():
+                raise ValueError(
+                    f"{place} is a link: nothing is deleted where it leads. Put the folder itself "
+                    "there, or mount it."
+                )
+
     def delete_folder(self, prefix: str) -> None:
         """Remove every object below the folder `prefix`, and on a disk the folder itself.
 
@@ -320,6 +338,11 @@ def _normalise(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc}" + (f"/{path}" if path else "")
 
 
+def s3_endpoint() -> str | None:
+    """URL of the S3 service that the environment names; None for Amazon's own."""
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+
+
 def _open(url: str) -> tuple[ObjectStore, str]:
     """The store behind a URL, and the prefix that the store itself does not know of."""
     parts = urlsplit(url)
@@ -331,7 +354,7 @@ def _open(url: str) -> tuple[ObjectStore, str]:
         return _memory_stores.setdefault(parts.netloc, MemoryStore()), path
     if parts.scheme == "gs":
         return GCSStore(parts.netloc, prefix=path or None), ""
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    endpoint = s3_endpoint()
     if endpoint is None:
         return S3Store(parts.netloc, prefix=path or None), ""
     return (
