@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -208,9 +209,10 @@ class Artifact:
             yield from self.location.walk()
             return
         # The store client hides files whose names look like its temporary ones; the disk does not.
-        for file in self.path.rglob("*"):
-            if not file.is_dir() or file.is_symlink():
-                yield file.relative_to(self.path).as_posix()
+        # Folders may be deleted meanwhile, if the version is being removed.
+        for place, folders, files in os.walk(self.path):
+            for name in files + [name for name in folders if Path(place, name).is_symlink()]:
+                yield Path(place, name).relative_to(self.path).as_posix()
 
     def _entry(self, path: str) -> FileEntry | None:
         try:
