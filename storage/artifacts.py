@@ -18,7 +18,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from storage.locations import Location, check_name
+from storage.locations import Location, check_name, s3_endpoint
 from storage.registry.ledgers import LATEST, CorruptArtifact
 from storage.registry.quality_gates import QualityGate, failures
 from storage.registry.retention import Garbage, Retention
@@ -413,7 +413,10 @@ class Registry:
         if name not in self._shelves:
             # A store in memory is another one in every process.
             folder = None if self.url.startswith("memory:") else self._memory
-            witness = None if folder is None else Witness(folder, self.url, name)
+            # Buckets of one name at two services are two registries.
+            service = s3_endpoint() if self.url.startswith("s3:") else None
+            place = self.url if service is None else f"{self.url} at {service}"
+            witness = None if folder is None else Witness(folder, place, name)
             self._shelves[name] = Shelf(self.location, name, self._keyring, witness)
         return self._shelves[name]
 

@@ -55,6 +55,7 @@ __all__ = [
     "StoredObject",
     "check_name",
     "is_partial",
+    "s3_endpoint",
     "without_secrets",
 ]
 
@@ -595,6 +596,24 @@ class Location:
             except FileNotFoundError:
                 return
 
+    def refuse_links(self, path: str) -> None:
+        """Refuse a folder below this one that is reached through a link; stores have none.
+
+        Raises
+        ------
+        ValueError
+            Naming the link.
+        """
+        root = self.local_path
+        if root is None:
+            return
+        for place in (root / path, *(root / path).parents):
+            if place != root and place.is_relative_to(root) and place.is_symlink():
+                raise ValueError(
+                    f"{place} is a link: nothing is deleted where it leads. Put the folder itself "
+                    "there, or mount it."
+                )
+
     def delete_folder(self, prefix: str) -> None:
         """Remove every object below the folder `prefix`, and on a disk the folder itself.
 
@@ -699,6 +718,11 @@ def _resolved(folder: Path) -> Path:
         raise BadObject(str(folder), "is a link that leads to itself") from None
 
 
+def s3_endpoint() -> str | None:
+    """URL of the S3 service that the environment names; None for Amazon's own."""
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+
+
 def _open(url: str) -> tuple[ObjectStore, str]:
     """The store behind a URL, and the prefix that the store itself does not know of."""
     parts = urlsplit(url)
@@ -710,7 +734,7 @@ def _open(url: str) -> tuple[ObjectStore, str]:
         return _memory_stores.setdefault(parts.netloc, MemoryStore()), path
     if parts.scheme == "gs":
         return GCSStore(parts.netloc, prefix=path or None), ""
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    endpoint = s3_endpoint()
     if endpoint is None:
         return S3Store(parts.netloc, prefix=path or None), ""
     return (

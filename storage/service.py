@@ -48,8 +48,8 @@ from storage.artifacts import (
 )
 from storage.index_page import index_page
 from storage.locations import StoredObject, without_secrets
-from storage.manifests import first_reason
 from storage.records import canonical_json, digest
+from storage.registry.manifests import first_reason
 from storage.registry.versions import REPORT_FILE
 
 __all__ = ["LOOPBACK_NAMES", "create_app", "serve"]

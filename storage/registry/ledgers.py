@@ -39,6 +39,7 @@ LATEST = "latest"
 _PLACE = {"form", "artifact", "ledger", "number", "origin", "previous"}
 _NAME = re.compile(r"(\d{8})\.json")
 _READERS = 16
+_BLOCK = 512
 # A store lists a thousand names a request: far fewer lie behind the newest hint.
 _HINT_EVERY = 100
 _HINT = "newest"
@@ -183,9 +184,10 @@ class Ledger:
             If one is damaged, missing, or was replaced.
         """
         newest = 0 if head is None else head.number
-        unseen = [number for number in range(1, newest) if number not in self._seen]
-        if unseen:
-            with ThreadPoolExecutor(_READERS) as pool:
+        with ThreadPoolExecutor(_READERS) as pool:
+            # In blocks: a head may bear any number, and the first gap ends the reading.
+            for block in (range(at, min(at + _BLOCK, newest)) for at in range(1, newest, _BLOCK)):
+                unseen = [number for number in block if number not in self._seen]
                 self._seen |= dict(zip(unseen, pool.map(self._read, unseen)))
         found = [self._seen[number] for number in range(1, newest + 1)]
         for before, after in zip([None, *found], found):

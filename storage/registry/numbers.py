@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Self
 
@@ -49,13 +49,6 @@ class NumberSet:
         at = bisect_right(self.ranges, number, key=lambda ends: ends[0])
         return at > 0 and number <= self.ranges[at - 1][1]
 
-    def __iter__(self) -> Iterator[int]:
-        for first, last in self.ranges:
-            yield from range(first, last + 1)
-
-    def __bool__(self) -> bool:
-        return bool(self.ranges)
-
     def __or__(self, other: NumberSet) -> NumberSet:
         merged: list[tuple[int, int]] = []
         for first, last in sorted([*self.ranges, *other.ranges]):
@@ -64,6 +57,3 @@ class NumberSet:
             else:
                 merged.append((first, last))
         return NumberSet(tuple(merged))
-
-    def __str__(self) -> str:
-        return ", ".join(f"v{a}" if a == b else f"v{a}–v{b}" for a, b in self.ranges)

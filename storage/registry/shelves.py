@@ -37,7 +37,6 @@ __all__ = [
 
 Model = TypeVar("Model", bound=BaseModel)
 
-_MOST = 10**8 - 1
 _DELETERS = 16
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
 
@@ -234,30 +233,11 @@ class Shelf:
         BadSignature
             If an entry is not signed by a trusted key.
         """
-        head, state = self._heads()
-        entries = self.records.entries(head)
-        if not entries:
-            return Contents({}, state, None, None)
-        records = {entry.number: self._record(entry) for entry in entries}
-        origin = entries[0].digest
-        contents = Contents(records, state, entries[0], entries[-1])
-        seen = max(record.changes for record in records.values())
-        for entry in entries:
-            if self._origin_of(entry) not in (origin, None):
-                path = self.records.path(entry.number)
-                raise CorruptArtifact(
-                    f"{self.location.url}/{path} belongs to another artifact of this name.",
-                    (path,),
-                )
-        self._check_state(contents.state, origin, seen)
-        return contents
+        return self._contents(*self._heads())
 
     def known_contents(self) -> Contents:
         """The same, or :class:`UnknownArtifact` if nothing was ever published."""
-        contents = self.contents()
-        if not contents.records:
-            raise self._unknown()
-        return contents
+        return self._contents(*self._known_heads())
 
     def select(self, version: int | str) -> VersionRecord:
         """The record of a version that is there, by number or alias.
@@ -273,31 +253,19 @@ class Shelf:
         CorruptArtifact, BadSignature
             As :meth:`contents`.
         """
+        head, state = self._known_heads()
         number = version if isinstance(version, int) else _version_number(version)
-        if number is not None:
-            record, entry = self._numbered(number)
-            state = self._state()
-            if number in state.removed:
-                raise UnknownVersion(f"{self.name} version {number} has been removed.")
-        elif version == LATEST:
-            head, state = self._heads()
-            if head is None:
-                raise self._unknown()
-            self._check_state(state, self._origin_of(head), self._record(head).changes)
-            latest = self._latest(head.number, state)
-            if latest is None:
-                raise UnknownVersion(f"{self.name} has no alias {LATEST!r}.")
-            record, entry = self._numbered(latest)
-        else:
-            state = self._state()
-            pointer = state.aliases.get(str(version))
-            if pointer is None:
-                if not self.records.newest():
-                    raise self._unknown()
+        if number is None:
+            number = self._target(str(version), head.number, state)
+            if number is None:
                 raise UnknownVersion(f"{self.name} has no alias {version!r}.")
-            record, entry = self._numbered(pointer.version)
-        self._check_state(state, self._origin_of(entry), record.changes)
-        return record
+        if not 1 <= number <= head.number:
+            raise UnknownVersion(f"{self.name} version {number} does not exist.")
+        if number in state.removed:
+            raise UnknownVersion(f"{self.name} version {number} has been removed.")
+        entry = self.records.entry(number)
+        self._check_origin(entry, self._origin_of(head), self.records)
+        return self._record(entry)
 
     def is_removed(self, version: int) -> bool:
         """Whether a version has been removed."""
@@ -321,14 +289,11 @@ class Shelf:
 
     def latest(self, contents: Contents) -> int | None:
         """The version that `latest` names."""
-        return self._latest(max(contents.records, default=0), contents.state)
+        return self._target(LATEST, max(contents.records, default=0), contents.state)
 
     def aliases(self) -> dict[str, int]:
         """Where every alias points, `latest` included."""
-        head, state = self._heads()
-        if head is None:
-            raise self._unknown()
-        self._check_state(state, self._origin_of(head), self._record(head).changes)
+        head, state = self._known_heads()
         return self._aliases(head.number, state)
 
     def promote(
@@ -388,6 +353,8 @@ class Shelf:
         self, retention: Retention | None, grace: timedelta, *, dry_run: bool
     ) -> tuple[list[int], list[str]]:
         """Remove what a policy does not keep; return the versions and the leftover paths."""
+        # Where a link leads, other things may lie than versions.
+        self._registry.refuse_links(f"{self.name}/versions")
         contents = self.contents()
         expired: list[int] = []
         while retention is not None and contents.records:
@@ -429,10 +396,8 @@ class Shelf:
     def renew(self) -> dict[str, int]:
         """Sign the state that is found; see :meth:`storage.artifacts.Registry.renew`."""
         found = Shelf(self._registry, self.name, Keyring())
-        if not found.records.newest():
-            raise self._unknown()
         while True:
-            state = found._state()
+            _, state = found._known_heads()
             if not self._is_vouched(state):
                 moves = [
                     _move(alias, pointer.version, pointer.version, pointer.newest, "renewed")
@@ -448,22 +413,12 @@ class Shelf:
         entries = self.records.entries(self.records.head())
         return {self._record(entry).folder for entry in entries}
 
-    def _unknown(self) -> UnknownArtifact:
-        return UnknownArtifact(f"registry {self._registry.url} has no artifact {self.name!r}.")
-
-    def _numbered(self, number: int) -> tuple[VersionRecord, Entry]:
-        if not 1 <= number <= _MOST:
-            raise UnknownVersion(f"{self.name} version {number} does not exist.")
-        try:
-            entry = self.records.entry(number)
-        except CorruptArtifact:
-            newest = self.records.newest()
-            if not newest:
-                raise self._unknown() from None
-            if number > newest:
-                raise UnknownVersion(f"{self.name} version {number} does not exist.") from None
-            entry = self.records.entry(number)
-        return self._record(entry), entry
+    def _contents(self, head: Entry | None, state: State) -> Contents:
+        entries = self.records.entries(head)
+        for entry in entries:
+            self._check_origin(entry, entries[0].digest, self.records)
+        records = {entry.number: self._record(entry) for entry in entries}
+        return Contents(records, state, entries[0] if entries else None, head)
 
     def _record(self, entry: Entry) -> VersionRecord:
         known = self._parsed.get(entry.digest)
@@ -488,7 +443,7 @@ class Shelf:
             raise CorruptArtifact(f"{where} is not valid: {reason}", (where,)) from None
 
     def _heads(self) -> tuple[Entry | None, State]:
-        """The newest record and the state, each as new as the other knows of.
+        """The newest record and the state, of one artifact, each as new as the other knows of.
 
         The record comes first, since it never speaks of a change that is made later; a change may
         speak of a record that has come between the two looks.
@@ -497,12 +452,22 @@ class Shelf:
             head = self.records.head()
             state = self._state()
             if state.records <= (0 if head is None else head.number):
-                return head, state
+                break
             if self.records.newest() < state.records:
-                path = self.records.path(state.records)
-                raise CorruptArtifact(
-                    f"{self.location.url}/{path} is missing: a change was made after it.", (path,)
-                )
+                raise self._missing(self.records.path(state.records))
+        if head is not None:
+            if self._record(head).changes > state.number:
+                raise self._missing(self._changes.path(self._record(head).changes))
+            if state.entry is not None:
+                self._check_origin(state.entry, self._origin_of(head), self._changes)
+        return head, state
+
+    def _known_heads(self) -> tuple[Entry, State]:
+        """The same, or :class:`UnknownArtifact` if nothing was ever published."""
+        head, state = self._heads()
+        if head is None:
+            raise UnknownArtifact(f"registry {self._registry.url} has no artifact {self.name!r}.")
+        return head, state
 
     def _state(self) -> State:
         head = self._changes.head()
@@ -542,40 +507,45 @@ class Shelf:
         """Digest of the first record of the artifact that a record belongs to, if it says so."""
         return record.digest if record.number == 1 else record.origin
 
-    def _check_state(self, state: State, origin: str | None, seen: int) -> None:
-        """Refuse changes of another artifact of this name, and fewer than a record speaks of."""
-        if seen > state.number:
-            path = self._changes.path(seen)
-            raise CorruptArtifact(
-                f"{self.location.url}/{path} is missing: a version was published after it.", (path,)
-            )
-        if state.entry is not None and origin is not None and state.entry.origin != origin:
-            path = self._changes.path(state.number)
+    def _check_origin(self, entry: Entry, origin: str | None, ledger: Ledger) -> None:
+        """Refuse an entry of another artifact of this name, as another registry may have one."""
+        found = self._origin_of(entry) if ledger is self.records else entry.origin
+        if found is not None and origin is not None and found != origin:
+            path = ledger.path(entry.number)
             raise CorruptArtifact(
                 f"{self.location.url}/{path} belongs to another artifact of this name.", (path,)
             )
 
-    def _latest(self, newest: int, state: State) -> int | None:
-        """The newest published version that is there, or where `latest` was moved since."""
-        number = newest
+    def _missing(self, path: str) -> CorruptArtifact:
+        return CorruptArtifact(
+            f"{self.location.url}/{path} is missing: what came after it speaks of it.", (path,)
+        )
+
+    def _target(self, alias: str, newest: int, state: State) -> int | None:
+        """Where an alias points, with so many records; `latest` moves on by itself."""
+        moved = state.aliases.get(alias)
+        if alias == LATEST:
+            published = self._published(newest, state.removed)
+            if moved is None or published > moved.newest:
+                return published or None
+        return None if moved is None else moved.version
+
+    def _published(self, number: int, removed: NumberSet) -> int:
+        """The newest published version up to a number that is not removed; 0 without any."""
         while number:
             record = self._record(self.records.entry(number))
-            if record.status == "published" and number not in state.removed:
-                break
+            if record.status == "published" and number not in removed:
+                return number
             before = number - 1
             if record.status == "rejected" and record.latest is not None:
                 before = min(before, record.latest)
             number = before
-        moved = state.aliases.get(LATEST)
-        if moved is not None and number <= moved.newest:
-            return moved.version
-        return number or None
+        return 0
 
     def _aliases(self, newest: int, state: State) -> dict[str, int]:
-        latest = self._latest(newest, state)
-        found = {alias: pointer.version for alias, pointer in state.aliases.items()}
-        found |= {} if latest is None else {LATEST: latest}
-        return dict(sorted(found.items()))
+        names = sorted({LATEST, *state.aliases})
+        targets = {alias: self._target(alias, newest, state) for alias in names}
+        return {alias: target for alias, target in targets.items() if target is not None}
 
     # ---- writing -------------------------------------------------------------------------------
 
@@ -584,7 +554,7 @@ class Shelf:
     ) -> AliasMove:
         while True:
             newest, state = self.records.newest(), self._state()
-            previous = self._aliases(newest, state).get(alias)
+            previous = self._target(alias, newest, state)
             if expected is not None and previous != expected:
                 raise AliasMoved(f"{alias} of {self.name} points at {previous}, not at {expected}.")
             if version is not None and version in state.removed:

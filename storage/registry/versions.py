@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -199,7 +199,7 @@ class Artifact:
         with self.reading(path):
             return read_json(data)
 
-    @contextmanager
+    @contextlib.contextmanager
     def reading(self, *paths: str) -> Iterator[None]:
         """Whatever is found to be wrong in this block is wrong with these files.
 
@@ -423,7 +423,7 @@ class Artifact:
         )
 
 
-@contextmanager
+@contextlib.contextmanager
 def new_folder(folder: str | Path) -> Iterator[Path]:
     """A folder to fill, which appears as `folder` at the end of the block; after an error, never.
 
@@ -476,7 +476,8 @@ def _walk(root: Path) -> Iterator[str]:
     waiting = [(root, 0)]
     while waiting:
         folder, depth = waiting.pop()
-        with os.scandir(folder) as entries:
+        # It may be deleted meanwhile, if the version is being removed.
+        with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False) and depth < MAX_DEPTH:
                     waiting.append((Path(entry.path), depth + 1))

@@ -62,7 +62,7 @@ class Witness:
     folder : Path
         Where the files of all witnesses lie.
     registry : str
-        URL of the registry.
+        URL of the registry, and of the service that its scheme leaves open.
     artifact : str
         Name of the artifact.
     """

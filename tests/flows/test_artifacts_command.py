@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import shutil
+from pathlib import Path
 
 import networkx as nx
 import numpy as np
@@ -136,6 +138,27 @@ def test_old_versions_are_removed_on_request(strata):
     assert [v["version"] for v in json.loads(strata("list", "--json"))] == [2]
 
 
+def test_a_registry_of_the_older_form_is_renewed(store, monkeypatch):
+    """With a key its aliases are refused until somebody has looked at them and says so."""
+    monkeypatch.setenv("STRATA_WITNESS", "off")
+    old = Path(__file__).parents[1] / "storage" / "registry_of_form_1"
+    shutil.rmtree(store / "artifacts" / "toy")
+    shutil.copytree(old / "toy", store / "artifacts" / "toy")
+
+    def run(*arguments):
+        return CliRunner().invoke(app, ["artifacts", *arguments, "--store", str(store)])
+
+    assert json.loads(run("alias", "toy", "--json").output) == {"latest": 2, "production": 2}
+    for variable in ("STRATA_SIGNING_KEY", "STRATA_TRUSTED_KEYS"):
+        monkeypatch.setenv(variable, "hmac-sha256:" + "ab" * 16)
+    refused = run("list")
+    assert refused.exit_code == 2
+    assert "run `strata artifacts renew toy`" in refused.output
+    assert "toy latest → v2, production → v2" in run("renew", "toy").output
+    listed = run("list").output
+    assert [line.split()[1] for line in listed.splitlines()[1:]] == ["2", "3", "4"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
@@ -146,6 +169,7 @@ def test_old_versions_are_removed_on_request(strata):
         (("promote", "toy", "1", "--alias", "v3"), "reads like a version number"),
         (("withdraw", "toy", "production"), "no alias 'production'"),
         (("history", "toy", "production"), "no alias 'production'"),
+        (("renew", "nope"), "no artifact 'nope'"),
         (("export", "toy", "--format", "onnx"), "format 'onnx' is unknown"),
         (("clean", "--keep-last", "0"), "keep_last = 0"),
         (("clean", "--keep-days", "2"), "keep_days is given without keep_last"),

@@ -222,13 +222,24 @@ print(json.dumps(said))
 """
 
 
-@pytest.mark.parametrize("seconds", [5, pytest.param(60, marks=pytest.mark.slow)])
-def test_publishers_collectors_movers_and_readers_at_once(tmp_path, seconds):
+@pytest.mark.parametrize(
+    ("store", "seconds"),
+    [
+        ("disk", 5),
+        pytest.param("disk", 60, marks=pytest.mark.slow),
+        pytest.param("s3", 60, marks=pytest.mark.slow),
+    ],
+)
+def test_publishers_collectors_movers_and_readers_at_once(request, tmp_path, store, seconds):
     """Whatever the order: what publishers return is whole, and no number, alias or file is lost."""
+    url, environment = str(tmp_path), {}
+    if store == "s3":
+        url, environment = "s3://bucket/everyone", request.getfixturevalue("s3")
     roles = ["publish"] * 4 + ["collect"] * 3 + ["move"] * 2 + ["read"] * 2
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", EVERYONE, str(tmp_path), role, str(seed), str(seconds)],
+            [sys.executable, "-c", EVERYONE, url, role, str(seed), str(seconds)],
+            env=os.environ | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -239,7 +250,7 @@ def test_publishers_collectors_movers_and_readers_at_once(tmp_path, seconds):
     for role, process, (_, said) in zip(roles, processes, answers):
         assert process.returncode == 0, (role, said)
     reports = [json.loads(out.splitlines()[-1]) for out, _ in answers]
-    registry = Registry(tmp_path)
+    registry = Registry(url)
     contents = registry._shelf("toy").contents()
     assert list(contents.records) == list(range(1, len(contents.records) + 1))
     published = [item for role, said in zip(roles, reports) if role == "publish" for item in said]
