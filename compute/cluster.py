@@ -127,7 +127,7 @@ def _start_local(options: Mapping[str, Any]) -> None:
                     **options,
                 )
             return
-        except (ValueError, OSError):
+        except (ValueError, PermissionError):
             raise
         except Exception as error:
             ray.shutdown()

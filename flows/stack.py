@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -141,12 +141,14 @@ class Stack:
         """
         private_folder(self.folder)
         alive = {service.name: service for service in self.running() if service.alive}
-        settings = self._settled(asked, postgres, change=change, running=bool(alive))
+        settings = self._settled(asked, postgres, change=change, alive=alive)
         environment = self._environment(settings, postgres)
         for name in ("ray_port", "dashboard_port"):
             port = getattr(settings, name)
             if "ray" not in alive and _answers(port):
                 raise BadInput(_taken(port, name))
+        before = self.settings
+        self._keep(settings)
         begun: list[Running] = []
         try:
             # Twice: what came up may have ended on a busy machine while the rest was started.
@@ -174,8 +176,8 @@ class Stack:
                 service.stop()
                 alive.pop(service.name, None)
             self._note(alive)
+            self._keep(before)
             raise
-        (self.folder / "settings.json").write_text(json.dumps(asdict(settings)))
         return settings
 
     def down(self) -> list[Running]:
@@ -189,7 +191,12 @@ class Stack:
         return ended
 
     def _settled(
-        self, asked: Mapping[str, Any], postgres: str | None, *, change: bool, running: bool
+        self,
+        asked: Mapping[str, Any],
+        postgres: str | None,
+        *,
+        change: bool,
+        alive: Collection[str],
     ) -> Settings:
         """What is asked, and of the rest what was there before."""
         given = {name: value for name, value in asked.items() if value is not None}
@@ -204,7 +211,7 @@ class Stack:
             return Settings(**{"store": _absolute(".strata")} | given)
         settings = Settings(**asdict(kept) | given)
         other = [f.name for f in fields(kept) if getattr(kept, f.name) != getattr(settings, f.name)]
-        if running and (fixed := [name for name in other if name in _FIXED]):
+        if alive and (fixed := [name for name in other if name in _FIXED]):
             was, wanted = getattr(kept, fixed[0]), getattr(settings, fixed[0])
             raise BadInput(
                 f"{fixed[0]} of the running stack is {was}, not {wanted}: leave it out to keep it, "
@@ -216,7 +223,7 @@ class Stack:
                 f"this stack keeps {_HISTORY[parted[0]]} in {was}, and would not find them in "
                 f"{wanted}: leave it out to keep them, or add --change to begin anew there."
             )
-        if settings.database == "postgresql" and postgres is None and not running:
+        if settings.database == "postgresql" and postgres is None and "server" not in alive:
             raise BadInput(
                 "this stack keeps its records in PostgreSQL: give its URL by --postgres or "
                 f"STRATA_POSTGRES, or remove {self.folder / 'settings.json'} to begin anew."
@@ -347,6 +354,13 @@ class Stack:
 
     def _log(self, name: str) -> Path:
         return self.folder / f"{name}.log"
+
+    def _keep(self, settings: Settings | None) -> None:
+        path = self.folder / "settings.json"
+        if settings is None:
+            path.unlink(missing_ok=True)
+        else:
+            path.write_text(json.dumps(asdict(settings)))
 
     def _note(self, services: Mapping[str, Running]) -> None:
         # In the order in which they were started, and are ended, backwards.

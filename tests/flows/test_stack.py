@@ -23,8 +23,8 @@ def stack(tmp_path):
     return Stack(tmp_path)
 
 
-def settled(stack, postgres=None, *, change=False, running=False, **asked):
-    return stack._settled(asked, postgres, change=change, running=running)
+def settled(stack, postgres=None, *, change=False, alive=(), **asked):
+    return stack._settled(asked, postgres, change=change, alive=alive)
 
 
 def test_the_first_time_is_by_default_or_as_told(tmp_path, monkeypatch):
@@ -35,11 +35,11 @@ def test_the_first_time_is_by_default_or_as_told(tmp_path, monkeypatch):
     assert told == Settings(store="s3://bucket/a", recipe=str(tmp_path / "mine.yaml"))
 
 
-@pytest.mark.parametrize("running", [True, False])
-def test_from_another_folder_all_is_as_it_was(running, stack, tmp_path, monkeypatch):
+@pytest.mark.parametrize("alive", [(), ("server", "ray", "worker")])
+def test_from_another_folder_all_is_as_it_was(alive, stack, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert settled(stack, running=running) == KEPT
-    assert settled(stack, store="/data/strata", running=running) == KEPT
+    assert settled(stack, alive=alive) == KEPT
+    assert settled(stack, store="/data/strata", alive=alive) == KEPT
 
 
 @pytest.mark.parametrize("store", [".strata", "s3://bucket/other"])
@@ -59,14 +59,16 @@ def test_another_database_is_refused_and_it_is_said_how(stack):
     (stack.folder / "settings.json").write_text(json.dumps(asdict(told)))
     with pytest.raises(ValueError, match=r"in PostgreSQL: give its URL by --postgres"):
         settled(stack)
-    assert settled(stack, running=True) == told
+    with pytest.raises(ValueError, match=r"in PostgreSQL: give its URL by --postgres"):
+        settled(stack, alive=["ray"])
+    assert settled(stack, alive=["server"]) == told
 
 
 @pytest.mark.parametrize("changed", [{"port": 1}, {"ray_port": 1}, {"store": "/other"}])
 def test_what_runs_is_not_changed(changed, stack):
     with pytest.raises(ValueError, match=r"of the running stack is .*`strata down` first"):
-        settled(stack, running=True, change=True, **changed)
-    assert settled(stack, running=True, recipe="sd14") == replace(KEPT, recipe="sd14")
+        settled(stack, alive=["ray"], change=True, **changed)
+    assert settled(stack, alive=["ray"], recipe="sd14") == replace(KEPT, recipe="sd14")
 
 
 class Scripted(Stack):
