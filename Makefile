@@ -37,7 +37,7 @@ serve: setup
 
 ## test: all tests but those marked slow; at most ten minutes on two cores
 test: setup-dev
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n auto --dist loadgroup
 
 ## test-all: the slow ones too (killed processes, whole stacks, long searches); about half an hour
 test-all: setup-dev

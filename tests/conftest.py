@@ -1,6 +1,11 @@
 """Shared fixtures: a tiny real language model with a tokenizer, and a recipe that reads it."""
 
 import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Each worker has a core to itself. Read when numpy and torch are first imported.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import secrets
 import signal
 import socket
@@ -23,6 +28,18 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 if not torch.cuda.is_available():
     # Read when Triton is first imported, by whatever library that may be.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def pytest_collection_modifyitems(items):
+    """Where tests are shared out, keep those together that need the same costly things.
+
+    A file's tests share what its fixtures make; a Prefect server, a Ray cluster and the run of the
+    tiny recipe are started by one worker alone.
+    """
+    for item in items:
+        shared = {"prefect_home", "local_ray"} & set(item.fixturenames)
+        group = "pipeline" if shared else item.nodeid.split("::")[0]
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")
