@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from flows.artifacts_command import artifacts
@@ -18,6 +19,7 @@ from flows.recipe import BadInput, Recipe, load_recipe, recipe_names
 from flows.stack_command import register as register_stack
 from flows.steer_command import steer
 from flows.trainings import TRAININGS, load_training
+from storage.locations import without_secrets
 
 __all__ = ["app", "main"]
 
@@ -193,6 +195,5 @@ def _summary(references: dict[str, Any]) -> None:
 
 
 def _refuse(error: Exception) -> None:
-    message = str(error)
-    err.print(f"[bold red]error:[/] {message}", soft_wrap=True)
+    err.print(f"[bold red]error:[/] {escape(without_secrets(str(error)))}", soft_wrap=True)
     sys.exit(2)

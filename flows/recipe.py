@@ -25,7 +25,7 @@ from compute.settings import (
     ResourceSettings,
     VerifySettings,
 )
-from storage.locations import check_name
+from storage.locations import check_name, without_secrets
 
 __all__ = ["BadInput", "Recipe", "load_recipe", "recipe_names", "with_settings"]
 
@@ -36,7 +36,13 @@ _MAX_DEPTH = 16
 
 
 class BadInput(ValueError):
-    """What the user asked for cannot be done; the message says which field, value and remedy."""
+    """What the user asked for cannot be done; the message says which field, value and remedy.
+
+    A URL among what the user gave is told without what may be a key in it.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(without_secrets(message))
 
 
 class _Refused(yaml.MarkedYAMLError):
