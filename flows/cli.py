@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from compute.machine.leftovers import clear_leftovers
@@ -21,6 +22,7 @@ from flows.services import default_home, known_login
 from flows.stack_command import register as register_stack
 from flows.steer_command import steer
 from flows.training_recipes import TRAININGS, load_training
+from storage.locations import without_secrets
 from storage.sealing.damage import Damaged
 
 if TYPE_CHECKING:
@@ -216,6 +218,5 @@ def _summary(references: dict[str, Any]) -> None:
 
 
 def _refuse(error: Exception) -> None:
-    message = str(error)
-    err.print(f"[bold red]error:[/] {message}", soft_wrap=True)
+    err.print(f"[bold red]error:[/] {escape(without_secrets(str(error)))}", soft_wrap=True)
     sys.exit(2)

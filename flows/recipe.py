@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from compute.settings import Recipe
+from storage.locations import without_secrets
 
 __all__ = ["BadInput", "Recipe", "load_recipe", "recipe_names", "with_settings"]
 
@@ -23,7 +24,13 @@ _MAX_DEPTH = 16
 
 
 class BadInput(ValueError):
-    """What the user asked for cannot be done; the message says which field, value and remedy."""
+    """What the user asked for cannot be done; the message says which field, value and remedy.
+
+    A URL among what the user gave is told without what may be a key in it.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(without_secrets(message))
 
 
 class _Refused(yaml.MarkedYAMLError):

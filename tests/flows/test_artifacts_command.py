@@ -180,3 +180,40 @@ def test_bad_input_is_refused_in_one_sentence(strata, arguments, reason):
     said = strata(*arguments, code=2)
     assert reason in said
     assert len([line for line in said.splitlines() if line.startswith("error:")]) == 1
+
+
+def test_words_of_a_publisher_do_not_steer_the_terminal(tmp_path):
+    hostile = "\x1b[2J[/] [bold]x\r"
+    registry = Registry(tmp_path / "store" / "artifacts")
+    registry.publish(
+        "toy",
+        {"dictionaries/low/cfg.json": b"{}"},
+        fingerprint="1",
+        levels=[{"level": 1, "name": "low", "n_concepts": 1, "d": 1, "metrics": {"l0": [hostile]}}],
+        counts={hostile: 3},
+        status="rejected",
+        rejections=[hostile],
+    )
+    registry.publish("toy", {"x": b""}, fingerprint="2")
+    registry.promote("toy", 2, reason=hostile)
+    for command in (["show", "toy", "1"], ["history", "toy", "production"], ["list"]):
+        done = CliRunner().invoke(app, ["artifacts", *command, "--store", str(tmp_path / "store")])
+        assert done.exit_code == 0, done.output
+        assert not {"\x1b", "\r"} & set(done.output)
+
+
+@pytest.mark.parametrize("command", [["list"], ["show", "toy"], ["verify", "toy"], ["serve"]])
+def test_no_refusal_repeats_a_secret(command):
+    url = "s3://me:hunter2@bucket/x?X-Amz-Signature=hunter2"
+    done = CliRunner().invoke(app, ["artifacts", *command, "--store", url])
+    assert done.exit_code == 2
+    assert "s3://bucket/x" in done.output
+    assert "hunter2" not in done.output
+
+
+def test_a_host_that_the_service_answers_to_is_a_name(store):
+    done = CliRunner().invoke(
+        app, ["artifacts", "serve", "--allowed-host", "http://x", "--store", str(store)]
+    )
+    assert done.exit_code == 2
+    assert "give it without scheme, port or path" in done.output

@@ -210,3 +210,18 @@ def test_what_is_no_regular_file_is_no_recipe(tmp_path):
     for name in ("pipe.yaml", "zero.yaml"):
         with pytest.raises(BadInput, match="does not exist"):
             load_recipe(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["learn.k=https://me:hunter2@host/x?sig=hunter2"],
+        ["https://me:hunter2@host/x?sig=hunter2"],
+        ["inputs={images: 'https://me:hunter2@host/x?sig=hunter2'}"],
+    ],
+)
+def test_no_refusal_repeats_a_secret(settings):
+    for recipe in ("smollm2", "https://me:hunter2@host/x?sig=hunter2"):
+        with pytest.raises(BadInput, match="host/x") as caught:
+            load_recipe(recipe, settings)
+        assert "hunter2" not in str(caught.value)

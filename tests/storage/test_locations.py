@@ -16,6 +16,7 @@ from obstore.exceptions import GenericError
 
 import storage.locations
 from storage.locations import AlreadyExists, BadObject, Location, NotFound, check_name
+from tests.backends import s3_server
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -320,3 +321,24 @@ def test_a_store_s_own_errors_keep_its_secrets(monkeypatch):
         with pytest.raises((GenericError, PermissionError), match="http://host/b/k") as caught:
             call()
         assert "hunter2" not in str(caught.value)
+
+
+def test_an_object_of_s3_is_looked_at_and_read_as_one_version(monkeypatch):
+    with s3_server() as port:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        location = Location("s3://bucket/store")
+        old, new = bytes(9_000_000), b"x" * 9_000_000
+        location.put("x", old)
+        with pytest.raises(BadObject, match="9,000,000 bytes, which is more than 10"):
+            location.get("x", most=10)
+        with location.open("x") as found:
+            assert b"".join(found.blocks(4_194_300, 4_194_310)) == bytes(10)
+            blocks = found.blocks()
+            next(blocks)
+            location.put("x", new)
+            with pytest.raises(BadObject, match="was changed while it was read"):
+                list(blocks)
+        with location.open("x") as found:
+            assert b"".join(found.blocks()) == new
