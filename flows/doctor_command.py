@@ -116,8 +116,9 @@ def _look(url: str) -> list[Finding]:
 
 
 def _examine(location: Location) -> list[Finding]:
-    from storage.doctor import STEPS, examine, examine_models, examine_registry, step_folders
+    from storage.doctor import STEPS, examine, step_folders
     from storage.references import RECORD_FILES
+    from storage.shelf_doctor import examine_models, examine_registry
 
     if any(_lies_at(location, name) for name in RECORD_FILES):
         return _told(location.url, examine(location))

@@ -14,12 +14,13 @@ from typing import Any
 from storage.artifacts import Artifact, CorruptArtifact, Registry, UnknownArtifact
 from storage.condemned import CONDEMNED_FILE, condemn
 from storage.damage import CorruptFile, CorruptShard, Damaged, NotSealed
-from storage.doctor import ARTIFACTS, MODELS, NO_FILE, Finding, examine, read_receipt, step_folders
+from storage.doctor import NO_FILE, Finding, examine, read_receipt, step_folders
 from storage.locations import Location, NotFound, is_partial
 from storage.manifests import SUMS_FILE
 from storage.records import digest
 from storage.references import RECORD_FILES, Reference
 from storage.seals import FileSeal, SealedFolder
+from storage.shelf_doctor import ARTIFACTS, MODELS
 from storage.signatures import BadSignature
 from storage.tables import (
     SealedTable,

@@ -15,9 +15,10 @@ from flows.build import build
 from flows.cli import app
 from storage.artifacts import Registry
 from storage.damage import CorruptFile, Damaged
-from storage.doctor import examine, examine_registry, step_folders
+from storage.doctor import examine, step_folders
 from storage.locations import Location
 from storage.references import RECORD_FILES, Reference
+from storage.shelf_doctor import examine_registry
 from tests.end_to_end.damage import KINDS, copied, damaged
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(900)]
@@ -109,6 +110,17 @@ def test_folders_links_and_pipes_are_named(store):
     bounds.rmdir()
     bounds.write_bytes(data)
     assert look(store) == {}
+
+
+@pytest.mark.parametrize(
+    "where", ["learn", "artifacts", "artifacts/tiny", "artifacts/tiny/records"]
+)
+def test_a_file_beside_the_folders_is_named(store, where):
+    stray = store / where / "notes.txt"
+    stray.write_text("mine")
+    named = look(store)
+    stray.unlink()
+    assert {path: finding.kind for path, finding in named.items()} == {stray: "stranger"}
 
 
 def test_every_file_of_a_step_is_checked_when_it_is_read(built, recipe, store):
