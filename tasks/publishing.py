@@ -13,7 +13,13 @@ from prefect.logging import get_run_logger
 
 from compute.settings import INPUT_KINDS, EncodeSettings, LevelSettings, PublishSettings
 from storage.activations import ActivationSet
-from storage.artifacts import Artifact, ArtifactReference, Registry, UnknownArtifact
+from storage.artifacts import (
+    Artifact,
+    ArtifactReference,
+    CorruptArtifact,
+    Registry,
+    UnknownArtifact,
+)
 from storage.codes import CodeSet
 from storage.condemned import clear_condemned, read_condemned
 from storage.gates import no_better_than_mean
@@ -238,10 +244,10 @@ def _ancestors(registry: Registry, name: str) -> list[Artifact]:
 
 
 def _published(registry: Registry, name: str, version: int) -> ArtifactReference | None:
-    """The version as the registry of this store has it, if it does."""
+    """The version, if this store's registry has it; a damaged one is mended by publishing again."""
     try:
-        return registry.resolve(name, version)
-    except UnknownArtifact:
+        return registry.load(name, version).reference
+    except (CorruptArtifact, UnknownArtifact):
         return None
 
 
