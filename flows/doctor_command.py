@@ -116,7 +116,8 @@ def _look(url: str) -> list[Finding]:
 
 
 def _examine(location: Location) -> list[Finding]:
-    from storage.care.doctor import STEPS, examine, examine_models, examine_registry, step_folders
+    from storage.care.doctor import STEPS, examine, step_folders
+    from storage.care.shelf_doctor import examine_models, examine_registry
     from storage.references import RECORD_FILES
 
     if any(_lies_at(location, name) for name in RECORD_FILES):

@@ -304,10 +304,10 @@ def _mend(
 ) -> None:
     """Encode the condemned shards of a finished code set again, and those without a summary."""
     condemned = dict(read_condemned(codes.location).shards)
+    there = set(codes.location.walk("summaries"))
     for shard in codes.plan.shards:
-        for level in codes.levels:
-            if not codes.location.exists(_summary_path(level, shard)):
-                condemned.setdefault(shard, ())
+        if not {_summary_path(level, shard) for level in codes.levels} <= there:
+            condemned.setdefault(shard, ())
     if not condemned:
         return
     import ray

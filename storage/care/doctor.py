@@ -1,29 +1,27 @@
-"""Checking what a store holds, byte by byte: tables, steps, published versions, trained models.
+"""Checking what a store holds, byte by byte: tables, and the folders of steps.
 
-What is wrong is named by file; :mod:`storage.care.mending` undoes it.
+What is wrong is named by file; :mod:`storage.care.mending` undoes it, and
+:mod:`storage.care.shelf_doctor` looks at published versions.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import stat
 import uuid
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
+from urllib.parse import unquote
 
-from storage.artifacts import Artifact, CorruptArtifact, Registry, UnknownArtifact
-from storage.locations import Location, NotFound, check_name, is_partial
+from storage.locations import Location, NotFound
 from storage.records import digest
 from storage.references import RECORD_FILES, Reference, Step, belongs_to_no_result
-from storage.registry.manifests import MANIFEST_FILE, SUMS_FILE, ArtifactReference, Manifest
-from storage.registry.signatures import BadSignature
 from storage.sealing.condemned import CONDEMNED_FILE, read_condemned
 from storage.sealing.damage import CorruptFile, CorruptShard, NotSealed
-from storage.sealing.seals import SEAL_FILE, SealedFolder
+from storage.sealing.seals import SealedFolder
 from storage.tables.opening import open_table
 from storage.tables.sealed import (
     SealedTable,
@@ -37,21 +35,24 @@ from storage.tables.sealed import (
 )
 
 __all__ = [
+    "NO_FILE",
     "STEPS",
     "Damage",
     "Finding",
+    "Findings",
+    "Kind",
+    "everything",
     "examine",
-    "examine_models",
-    "examine_registry",
+    "examine_strangers",
     "find_damage",
+    "is_stray",
+    "read_receipt",
     "step_folders",
+    "stray",
 ]
 
 STEPS: tuple[str, ...] = get_args(Step)
 NO_FILE = "neither a file nor a folder; the rest is looked at when it is away"
-ARTIFACTS, MODELS = "artifacts", "models"
-# What a registry keeps beside the folders of versions; `newest` is a hint for readers.
-_LEDGER_FILE = re.compile(r"(records|removed|aliases/[^/]+)/(\d{8}\.json|newest)")
 
 Damage = CorruptShard | CorruptFile
 
@@ -202,8 +203,10 @@ def examine(location: Location) -> list[Finding]:
     OSError
         If the folder cannot be read.
     """
-    stored = dict(_everything(location))
-    found = _Findings(location)
+    if is_stray(location):
+        return [stray(location)]
+    stored = dict(everything(location))
+    found = Findings(location)
     for path, kind in stored.items():
         if kind == "other":
             found.add(path, "damaged", NO_FILE)
@@ -235,11 +238,23 @@ def examine(location: Location) -> list[Finding]:
         found.add(CONDEMNED_FILE, "damaged", error.reason)
     shards = _examine_table(location, found, reference)
     if reference is not None:
-        _examine_strangers(stored, files, shards, found)
+        examine_strangers(stored, files, shards, found)
     return found.sorted()
 
 
-class _Findings:
+def is_stray(location: Location) -> bool:
+    """Whether what should be a folder is something else, which only a disk can have."""
+    folder = location.local_path
+    return folder is not None and not folder.is_dir()
+
+
+def stray(location: Location) -> Finding:
+    """What is said of it."""
+    above, name = location.url.rsplit("/", 1)
+    return Finding(above, unquote(name), "stranger", "no folder of a step or an artifact")
+
+
+class Findings:
     """What was found in a folder, at most one entry for each file."""
 
     def __init__(self, location: Location) -> None:
@@ -253,14 +268,16 @@ class _Findings:
         return bool(self._found)
 
     def add(self, path: str, kind: Kind, reason: str, shard: CorruptShard | None = None) -> None:
+        """Note a file; what is known of a shard takes the place of what is known of its file."""
         if path not in self._found or shard is not None:
             self._found[path] = Finding(self._url, path, kind, reason, shard)
 
     def sorted(self) -> list[Finding]:
+        """All of it, in order of path."""
         return [self._found[path] for path in sorted(self._found)]
 
 
-def _examine_records(location: Location, found: _Findings) -> None:
+def _examine_records(location: Location, found: Findings) -> None:
     for name in RECORD_FILES:
         try:
             Reference.read(location, name)
@@ -271,7 +288,7 @@ def _examine_records(location: Location, found: _Findings) -> None:
 
 
 def _examine_table(
-    location: Location, found: _Findings, sealed: Reference | None
+    location: Location, found: Findings, sealed: Reference | None
 ) -> set[str] | None:
     """Check a table's rows, and its metadata where no seal does; return all shards it has.
 
@@ -301,9 +318,10 @@ def _examine_table(
     return set(shard_objects(table.plan))
 
 
-def _examine_strangers(
-    stored: Mapping[str, str], files: Mapping[str, Any], shards: set[str] | None, found: _Findings
+def examine_strangers(
+    stored: Mapping[str, str], files: Mapping[str, Any], shards: set[str] | None, found: Findings
 ) -> None:
+    """Add what lies in a folder and is none of its files or shards; None for unknown shards."""
     known = {*files, *(shards or ()), *RECORD_FILES, CONDEMNED_FILE}
     folders = {parent for path in known for parent in _parents(path)}
     for path, kind in stored.items():
@@ -324,7 +342,7 @@ def _parents(path: str) -> Iterator[str]:
         yield path
 
 
-def _everything(location: Location) -> Iterator[tuple[str, str]]:
+def everything(location: Location) -> Iterator[tuple[str, str]]:
     """Paths below a folder and what lies there: ``file``, ``folder`` (an empty one) or ``other``.
 
     On a disk also what a store would not list, and links are not followed.
@@ -346,163 +364,3 @@ def _everything(location: Location) -> Iterator[tuple[str, str]]:
             yield (here / entry).relative_to(root).as_posix(), kind
         if not names and not files and here != root:
             yield here.relative_to(root).as_posix(), "folder"
-
-
-# ---- the registry of artifacts -----------------------------------------------------------------
-
-
-def examine_registry(store: Location) -> list[Finding]:
-    """Check every file of every published version, and that the registry has no others.
-
-    The versions that the store's own runs have published must be there, unless they were removed.
-    """
-    root = store / ARTIFACTS
-    registry = Registry(root.url)
-    found: list[Finding] = []
-    for name in root.children():
-        try:
-            check_name(name)
-        except ValueError as error:
-            found.append(Finding(root.url, name, "stranger", str(error)))
-            continue
-        found += _examine_artifact(registry, name)
-    for location in step_folders(store):
-        found += _examine_publication(registry, location)
-    return found
-
-
-def _examine_artifact(registry: Registry, name: str) -> list[Finding]:
-    found: list[Finding] = []
-    folder = registry.location / name
-    versions: dict[str, Artifact | None] = {}
-    try:
-        for reference in registry.versions(name):
-            try:
-                versions[reference.url] = registry.load(name, reference.version, verify=False)
-            except CorruptArtifact as error:
-                found += _named(reference.url, error)
-                versions |= _by_its_manifest(registry, Location(reference.url))
-    except UnknownArtifact:
-        pass
-    except (CorruptArtifact, BadSignature) as error:
-        found += _named(folder.url, error)
-        for own in folder.children("versions"):
-            versions |= _by_its_manifest(registry, folder / "versions" / own)
-    for url, artifact in versions.items():
-        if artifact is None:
-            found += _by_its_sums(Location(url))
-            continue
-        try:
-            artifact.verify()
-        except CorruptArtifact as error:
-            found += _named(url, error, {*artifact.files, MANIFEST_FILE, SUMS_FILE})
-    in_use = {url.rstrip("/").rsplit("/", 1)[-1] for url in versions}
-    unused = set()
-    for path, kind in _everything(folder):
-        head, _, rest = path.partition("/")
-        if head == "versions" and "/" in rest:
-            own = rest.split("/", 1)[0]
-            if own not in in_use:
-                unused.add(own)
-        elif is_partial(path):
-            found.append(Finding(folder.url, path, "left over", "of a writer that was killed"))
-        elif kind == "other" or not _LEDGER_FILE.fullmatch(path):
-            found.append(
-                Finding(
-                    folder.url, path, "stranger", f"a {kind} that no publisher wrote: take it away"
-                )
-            )
-    reason = "no version refers to it; `strata artifacts clean` removes it after a day"
-    return found + [
-        Finding(folder.url, f"versions/{own}", "left over", reason) for own in sorted(unused)
-    ]
-
-
-def _named(
-    url: str, error: CorruptArtifact | BadSignature, known: Container[str] | None = None
-) -> list[Finding]:
-    """What an error of the registry names; a file that is not known is a stranger."""
-
-    def kind(path: str) -> Kind:
-        if known is None or path in known:
-            return "damaged"
-        return "left over" if is_partial(path) else "stranger"
-
-    files = getattr(error, "files", None) or (".",)
-    return [Finding(url, path, kind(path), str(error)) for path in files]
-
-
-def _by_its_manifest(registry: Registry, location: Location) -> dict[str, Artifact | None]:
-    """A version whose record or manifest is damaged, as far as it can vouch for itself."""
-    try:
-        manifest = Manifest.from_bytes(location.get(MANIFEST_FILE))
-    except (NotFound, CorruptArtifact):
-        return {location.url: None}
-    shared = ArtifactReference.model_fields.keys() & Manifest.model_fields.keys()
-    told = {field: getattr(manifest, field) for field in shared}
-    reference = ArtifactReference(registry=registry.url, url=location.url, **told)
-    return {location.url: Artifact(location, manifest, reference)}
-
-
-def _by_its_sums(location: Location) -> list[Finding]:
-    """What is wrong with the files of a version whose manifest cannot be read."""
-    try:
-        lines = location.get(SUMS_FILE).decode().splitlines()
-        sums = {path: value for value, path in (line.split("  ", 1) for line in lines)}
-    except (NotFound, ValueError):
-        sums = {}
-    if MANIFEST_FILE not in sums:
-        return [Finding(location.url, SUMS_FILE, "damaged", "no list of checksums")]
-    found = []
-    for path, value in sums.items():
-        try:
-            good = digest(location.get(path)) == value
-        except (NotFound, ValueError):
-            good = False
-        if not good and path != MANIFEST_FILE:
-            found.append(Finding(location.url, path, "damaged", f"not as {SUMS_FILE} lists it"))
-    return found
-
-
-def _examine_publication(registry: Registry, location: Location) -> list[Finding]:
-    """Whether the version that a step says it has published has its record."""
-    try:
-        reference = Reference.find(location)
-    except CorruptFile:
-        return []
-    if reference is None or reference.step != "publish":
-        return []
-    folder = registry.location / reference.summary["name"]
-    path = f"records/{reference.summary['version']:08d}.json"
-    if folder.exists(path):
-        return []
-    return [Finding(folder.url, path, "damaged", "missing")]
-
-
-# ---- trained models ----------------------------------------------------------------------------
-
-
-def examine_models(store: Location) -> list[Finding]:
-    """Check the copies of trained models that lie where people look for them."""
-    found = []
-    for name in (store / MODELS).children():
-        location = store / MODELS / name
-        try:
-            sealed = SealedFolder.open(location)
-        except NotFound:
-            found.append(Finding(location.url, SEAL_FILE, "unsealed", "nothing was sealed here"))
-            continue
-        except CorruptFile as error:
-            found.append(Finding(location.url, error.path, "damaged", error.reason))
-            continue
-        findings = _Findings(location)
-        stored = dict(_everything(location))
-        readable = [path for path in sealed.files if stored.get(path) != "other"]
-        for damage in sealed.find_damage(readable):
-            findings.add(damage.path, "damaged", damage.reason)
-        for path, kind in stored.items():
-            if kind == "other":
-                findings.add(path, "damaged", NO_FILE)
-        _examine_strangers(stored, {**sealed.files, SEAL_FILE: None}, set(), findings)
-        found += findings.sorted()
-    return found

@@ -12,15 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from storage.artifacts import Artifact, CorruptArtifact, Registry, UnknownArtifact
-from storage.care.doctor import (
-    ARTIFACTS,
-    MODELS,
-    NO_FILE,
-    Finding,
-    examine,
-    read_receipt,
-    step_folders,
-)
+from storage.care.doctor import NO_FILE, Finding, examine, read_receipt, step_folders
+from storage.care.shelf_doctor import ARTIFACTS, MODELS
 from storage.locations import Location, NotFound, is_partial
 from storage.records import digest
 from storage.references import RECORD_FILES, Reference

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from flows.build import build
 from flows.cli import app
 from storage.artifacts import Registry
-from storage.care.doctor import examine, examine_registry, step_folders
+from storage.care.doctor import examine, step_folders
+from storage.care.shelf_doctor import examine_registry
 from storage.locations import Location
 from storage.references import RECORD_FILES, Reference
 from storage.sealing.damage import CorruptFile, Damaged
@@ -109,6 +110,17 @@ def test_folders_links_and_pipes_are_named(store):
     bounds.rmdir()
     bounds.write_bytes(data)
     assert look(store) == {}
+
+
+@pytest.mark.parametrize(
+    "where", ["learn", "artifacts", "artifacts/tiny", "artifacts/tiny/records"]
+)
+def test_a_file_beside_the_folders_is_named(store, where):
+    stray = store / where / "notes.txt"
+    stray.write_text("mine")
+    named = look(store)
+    stray.unlink()
+    assert {path: finding.kind for path, finding in named.items()} == {stray: "stranger"}
 
 
 def test_every_file_of_a_step_is_checked_when_it_is_read(built, recipe, store):

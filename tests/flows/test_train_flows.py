@@ -68,6 +68,33 @@ def test_a_second_training_computes_nothing(trained, monkeypatch):
     assert again == done
 
 
+def test_a_trained_model_is_sealed_and_copied_back(trained):
+    from storage.care.doctor import examine, step_folders
+    from storage.care.mending import Copies, mend_models
+    from storage.care.shelf_doctor import examine_models
+
+    _, store, done, _ = trained
+    location = Location(str(store))
+    assert [f for folder in step_folders(location) for f in examine(folder)] == []
+    assert examine_models(location) == []
+    files = done["model"].open()
+    assert not [path for path in files.walk() if path.startswith("checkpoint")]
+    (folder,) = (store / "models").iterdir()
+    path = next(folder.rglob("*.safetensors"))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    (folder / "stranger").write_bytes(b"x")
+    found = examine_models(location)
+    assert {(f.path, f.kind) for f in found} == {
+        (path.relative_to(folder).as_posix(), "damaged"),
+        ("stranger", "stranger"),
+    }
+    mend_models(location, found, Copies(location))
+    assert path.read_bytes() == whole
+    (folder / "stranger").unlink()
+    assert examine_models(location) == []
+
+
 def test_other_settings_share_the_stages_they_agree_on(trained, prefect_home):
     name, store, done, _ = trained
     if name != "train-sprites":
