@@ -85,15 +85,15 @@ def __getattr__(name: str) -> Any:
 class Registry:
     """Published artifacts below one URL.
 
+    With keys to trust, what was seen of a registry is remembered in the user's cache, so that one
+    that was set back is refused; see :mod:`storage.registry.witness`.
+
     Parameters
     ----------
     url : str or Path
         A local folder or a URL that :class:`storage.locations.Location` takes.
     keyring : Keyring, optional
         Keys to sign with and to trust; by default those of the environment.
-
-    With keys to trust, what was seen of a registry is remembered in the user's cache, so that one
-    that was set back is refused; see :mod:`storage.registry.witness`.
     """
 
     def __init__(self, url: str | Path, *, keyring: Keyring | None = None) -> None:
@@ -359,6 +359,8 @@ class Registry:
         ------
         UnknownArtifact
             If the registry has no artifact of this name.
+        BadSignature
+            If there is no key to sign with.
         """
         return self._shelf(name).renew()
 

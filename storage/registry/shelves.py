@@ -373,13 +373,10 @@ class Shelf:
         folders = {n: contents.records[n].folder for n in gone}
         removed = [n for n in gone if folders[n] in present and folders[n] not in kept]
         if not dry_run:
+            paths = [f"versions/{folders[n]}" for n in removed]
             # A disk or a store answers many deletions at once in little more time than one.
             with ThreadPoolExecutor(_DELETERS) as pool:
-                list(
-                    pool.map(
-                        lambda n: self.location.delete_folder(f"versions/{folders[n]}"), removed
-                    )
-                )
+                list(pool.map(self.location.delete_folder, paths))
         return removed, collect_leftovers(self.location, self._in_use, grace, dry_run=dry_run)
 
     def retract(self, version: int, *, reason: str) -> None:
@@ -395,6 +392,8 @@ class Shelf:
 
     def renew(self) -> dict[str, int]:
         """Sign the state that is found; see :meth:`storage.artifacts.Registry.renew`."""
+        if self._keyring.signing is None:
+            raise BadSignature(f"{self.name} is renewed by signing: set STRATA_SIGNING_KEY.")
         found = Shelf(self._registry, self.name, Keyring())
         while True:
             _, state = found._known_heads()
@@ -603,8 +602,8 @@ class Shelf:
         """Whether a signer may carry a state over: its own key, or a trusted one, has signed it."""
         try:
             if state.entry is not None:
-                self._vouched.entry(state.number)
-            elif self._vouching.trusted and self._is_old():
+                return self._vouched.entry(state.number) == state.entry
+            if self._vouching.trusted and self._is_old():
                 refuse_old_form(self.location, self.name, self._vouching)
         except BadSignature:
             return False

@@ -11,12 +11,10 @@ what remains is a registry as it once was. A reader that remembers how far it ha
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -115,26 +113,14 @@ class Witness:
             return {}
 
     def _remember(self, ledger: str, number: int, known: str) -> None:
+        # Of two readers at once one may forget what the other has added; the next look adds it.
+        new = self.file.with_suffix(f".{os.getpid()}-{os.urandom(4).hex()}")
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            with _locked(self.file.parent):
-                seen = self._read()
-                if seen.get(ledger, (0, ""))[0] >= number:
-                    return
-                seen[ledger] = (number, known)
-                said: dict[str, Any] = {"registry": self._registry, "artifact": self._artifact}
-                new = self.file.with_suffix(".new")
-                new.write_bytes(canonical_json(said | {"seen": seen}))
-                new.replace(self.file)
+            seen = self._read()
+            seen[ledger] = max(seen.get(ledger, (0, "")), (number, known))
+            said: dict[str, Any] = {"registry": self._registry, "artifact": self._artifact}
+            new.write_bytes(canonical_json(said | {"seen": seen}))
+            new.replace(self.file)
         except OSError as error:
             _log.warning("%s cannot be written (%s): nothing is remembered.", self.file, error)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

@@ -169,7 +169,7 @@ def test_a_registry_of_the_older_form_is_renewed(store, monkeypatch):
         (("promote", "toy", "1", "--alias", "v3"), "reads like a version number"),
         (("withdraw", "toy", "production"), "no alias 'production'"),
         (("history", "toy", "production"), "no alias 'production'"),
-        (("renew", "nope"), "no artifact 'nope'"),
+        (("renew", "toy"), "set STRATA_SIGNING_KEY"),
         (("export", "toy", "--format", "onnx"), "format 'onnx' is unknown"),
         (("clean", "--keep-last", "0"), "keep_last = 0"),
         (("clean", "--keep-days", "2"), "keep_days is given without keep_last"),

@@ -127,7 +127,7 @@ def s3(monkeypatch):
 def test_requests_of_a_resolve_do_not_grow_with_the_versions(s3):
     """More versions than a store lists at once (a thousand), and a few."""
     asked = {}
-    for n in (12, 1111):
+    for n in (12, 1012):
         url = f"s3://bucket/{n}"
         fill(url, n, files=False)
         Registry(url, keyring=KEYRING).promote("toy", 7)
@@ -142,10 +142,10 @@ def test_requests_of_a_resolve_do_not_grow_with_the_versions(s3):
 
 
 def test_a_hint_that_lies_costs_requests_and_nothing_else(s3):
-    fill("s3://bucket/r", 230, files=False)
+    fill("s3://bucket/r", 112, files=False)
     registry = Registry("s3://bucket/r", keyring=KEYRING)
-    for hint in (b"200", b"1", b"-5", b"231", b"99999999", b"9" * 5000, b"x", b"", b"\xff", b"230"):
+    for hint in (b"100", b"1", b"-5", b"113", b"99999999", b"9" * 5000, b"x", b"", b"\xff", b"112"):
         registry.location.put("toy/records/newest", hint)
-        assert Registry("s3://bucket/r", keyring=KEYRING).resolve("toy").version == 229
+        assert Registry("s3://bucket/r", keyring=KEYRING).resolve("toy").version == 112
     registry.location.delete("toy/records/newest")
-    assert Registry("s3://bucket/r", keyring=KEYRING).resolve("toy").version == 229
+    assert Registry("s3://bucket/r", keyring=KEYRING).resolve("toy").version == 112

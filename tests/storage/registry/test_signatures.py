@@ -109,6 +109,8 @@ def test_who_signs_a_change_vouches_for_no_stranger(tmp_path):
     signer = open_registry(tmp_path, private)
     with pytest.raises(BadSignature, match="strata artifacts renew toy"):
         signer.promote("toy", 2, "staging")
+    with pytest.raises(BadSignature, match="set STRATA_SIGNING_KEY"):
+        registry.renew("toy")
     assert signer.renew("toy") == {"production": 1} == signer.renew("toy")
     assert len(list((tmp_path / "toy/changes").iterdir())) == 2
     signer.promote("toy", 2, "staging")
@@ -374,6 +376,7 @@ def attacks(draw):
         st.tuples(st.just("edit"), places, st.sampled_from(EDITS)),
         st.tuples(st.just("hint"), st.sampled_from(["records", "changes"]), st.integers(0, 9)),
         st.tuples(st.just("ledger"), st.sampled_from(["records", "changes"])),
+        st.tuples(st.just("folders"), st.integers(0, 2), st.integers(0, 2)),
     )
     return draw(st.lists(action, min_size=1, max_size=4))
 
@@ -419,6 +422,13 @@ def attack(root, actions):
         if what == "ledger":
             shutil.rmtree(root / "toy" / where[0], ignore_errors=True)
             shutil.copytree(root / "spare/toy" / where[0], root / "toy" / where[0])
+        elif what == "folders":
+            places = sorted((root / "toy/versions").iterdir())
+            one, two = (places[at] for at in where)
+            if one != two:
+                one.rename(root / "kept")
+                two.rename(one)
+                (root / "kept").rename(two)
         elif what == "hint":
             (root / "toy" / where[0] / "newest").write_text(str(where[1]))
         elif not files[0].is_file():
