@@ -185,6 +185,10 @@ class StoredObject(ABC):
             If the object is changed meanwhile; what has been yielded is of the old one.
         """
 
+    def read(self, start: int = 0, stop: int | None = None) -> bytes:
+        """Return the bytes from `start` to `stop` in one piece; raises as :meth:`blocks`."""
+        return b"".join(self.blocks(start, stop))
+
     @abstractmethod
     def close(self) -> None:
         """Let the object go."""
@@ -202,9 +206,16 @@ class _LocalObject(StoredObject):
             self.version = "-".join(map(str, self._stamp))
 
     def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+        return self._blocks(start, self.size if stop is None else stop, _BLOCK)
+
+    def read(self, start: int = 0, stop: int | None = None) -> bytes:
+        # A single piece is not copied when it is joined.
         stop = self.size if stop is None else stop
+        return b"".join(self._blocks(start, stop, stop - start))
+
+    def _blocks(self, start: int, stop: int, length: int) -> Iterator[bytes]:
         while start < stop:
-            block = os.pread(self._descriptor, min(_BLOCK, stop - start), start)
+            block = os.pread(self._descriptor, min(length, stop - start), start)
             if not block or self._look() != self._stamp:
                 raise BadObject(self.where, "was changed while it was read")
             start += len(block)
@@ -471,7 +482,7 @@ class Location:
                 return bytes(answer.bytes())
         with self.open(path) as found:
             _check_size(found.size, most, found.where)
-            return b"".join(found.blocks())
+            return found.read()
 
     def get_range(self, path: str, start: int, length: int) -> bytes:
         """Return `length` bytes from offset `start`.
@@ -487,8 +498,7 @@ class Location:
             return b""
         if self.local_path is not None:
             with self.open(path) as found:
-                stop = min(found.size, start + length)
-                part = b"".join(found.blocks(start, stop))
+                part = found.read(start, min(found.size, start + length))
         else:
             with _plain_errors():
                 try:

@@ -188,7 +188,7 @@ class Artifact:
                 raise self._corrupt(
                     {path: f"has {found.size:,} bytes, which is more than {most:,}"}
                 )
-            data = b"".join(found.blocks())
+            data = found.read()
         if hash_file(data) != self.manifest.files[path]:
             raise self._corrupt({path: "does not match its digest"})
         return data
