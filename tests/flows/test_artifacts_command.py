@@ -141,7 +141,7 @@ def test_old_versions_are_removed_on_request(strata):
 def test_a_registry_of_the_older_form_is_renewed(store, monkeypatch):
     """With a key its aliases are refused until somebody has looked at them and says so."""
     monkeypatch.setenv("STRATA_WITNESS", "off")
-    old = Path(__file__).parents[1] / "storage" / "registry_of_form_1"
+    old = Path(__file__).parents[1] / "storage" / "registry" / "registry_of_form_1"
     shutil.rmtree(store / "artifacts" / "toy")
     shutil.copytree(old / "toy", store / "artifacts" / "toy")
 
