@@ -39,7 +39,7 @@ __all__ = [
     "STEPS",
     "Damage",
     "Finding",
-    "Findings",
+    "FolderFindings",
     "Kind",
     "everything",
     "examine",
@@ -206,7 +206,7 @@ def examine(location: Location) -> list[Finding]:
     if is_stray(location):
         return [stray(location)]
     stored = dict(everything(location))
-    found = Findings(location)
+    found = FolderFindings(location)
     for path, kind in stored.items():
         if kind == "other":
             found.add(path, "damaged", NO_FILE)
@@ -254,7 +254,7 @@ def stray(location: Location) -> Finding:
     return Finding(above, unquote(name), "stranger", "no folder of a step or an artifact")
 
 
-class Findings:
+class FolderFindings:
     """What was found in a folder, at most one entry for each file."""
 
     def __init__(self, location: Location) -> None:
@@ -277,7 +277,7 @@ class Findings:
         return [self._found[path] for path in sorted(self._found)]
 
 
-def _examine_records(location: Location, found: Findings) -> None:
+def _examine_records(location: Location, found: FolderFindings) -> None:
     for name in RECORD_FILES:
         try:
             Reference.read(location, name)
@@ -288,7 +288,7 @@ def _examine_records(location: Location, found: Findings) -> None:
 
 
 def _examine_table(
-    location: Location, found: Findings, sealed: Reference | None
+    location: Location, found: FolderFindings, sealed: Reference | None
 ) -> set[str] | None:
     """Check a table's rows, and its metadata where no seal does; return all shards it has.
 
@@ -319,7 +319,7 @@ def _examine_table(
 
 
 def examine_strangers(
-    stored: Mapping[str, str], files: Mapping[str, Any], shards: set[str] | None, found: Findings
+    stored: Mapping[str, str], files: Mapping[str, Any], shards: set[str] | None, found: FolderFindings
 ) -> None:
     """Add what lies in a folder and is none of its files or shards; None for unknown shards."""
     known = {*files, *(shards or ()), *RECORD_FILES, CONDEMNED_FILE}

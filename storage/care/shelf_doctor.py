@@ -10,7 +10,7 @@ from storage.artifacts import Artifact, CorruptArtifact, Registry, UnknownArtifa
 from storage.care.doctor import (
     NO_FILE,
     Finding,
-    Findings,
+    FolderFindings,
     Kind,
     everything,
     examine_strangers,
@@ -198,7 +198,7 @@ def examine_models(store: Location) -> list[Finding]:
         except CorruptFile as error:
             found.append(Finding(location.url, error.path, "damaged", error.reason))
             continue
-        findings = Findings(location)
+        findings = FolderFindings(location)
         stored = dict(everything(location))
         readable = [path for path in sealed.files if stored.get(path) != "other"]
         for damage in sealed.find_damage(readable):
