@@ -28,7 +28,12 @@ ROOM_MAY_IMPORT = {
     "compute.worlds": set(),
     "compute.dictionaries": set(),
     "compute.graphs": set(),
-    "compute.selection": {"compute.dictionaries", "compute.graphs"},
+    "compute.selection": {
+        "compute.dictionaries",
+        "compute.graphs",
+        "storage.tables",
+        "storage.locations",
+    },
     "compute.settings": {"compute.dictionaries", "storage"},
     "compute.machine": set(),
     "compute.cluster": {"compute.settings", "compute.machine"},

@@ -14,19 +14,24 @@ from compute.selection.discrete.rank import RankStep, nonnegative_rank, rank_evi
 
 if TYPE_CHECKING:
     from compute.selection.continuous.hierarchical import HierarchicalSelectionModel
+    from compute.selection.continuous.streamed import StreamedSelectionModel
 
 __all__ = [
     "AssumptionReport",
     "DiscreteHierarchy",
     "HierarchicalSelectionModel",
     "RankStep",
+    "StreamedSelectionModel",
     "assumption_report",
     "nonnegative_rank",
     "rank_evidence",
 ]
 
+# Where the models of continuous levels are, which need torch.
+_CONTINUOUS = {"HierarchicalSelectionModel": "hierarchical", "StreamedSelectionModel": "streamed"}
+
 
 def __getattr__(name: str) -> Any:
-    if name == "HierarchicalSelectionModel":
-        return getattr(import_module("compute.selection.continuous.hierarchical"), name)
+    if name in _CONTINUOUS:
+        return getattr(import_module(f"compute.selection.continuous.{_CONTINUOUS[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

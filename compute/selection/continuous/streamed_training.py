@@ -1,0 +1,227 @@
+"""Training of one level: concepts begin, are fitted, and leave, until nothing is gained any more.
+
+Batches come in generations. In each, concepts see enough rows to be judged; at its end those that
+are not worth their price leave, edges from the level below are chosen anew, and rows held out say
+whether training goes on. A level first *grows* (places that are free are taken by new concepts),
+then is *trimmed* (down to what it needs, and to what it may have), then *settles*.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from compute.selection.continuous.coding import SpikeAndSlab
+from compute.selection.continuous.concepts import (
+    Concepts,
+    Statistics,
+    learn,
+    restored,
+    tensors,
+)
+from compute.selection.continuous.coordinates import White
+from compute.selection.continuous.links import Links, fit_links
+from compute.selection.continuous.population import begin, price, remove, unneeded
+from compute.selection.continuous.search import Codes
+
+Phase = Literal["growing", "trimming", "settling", "done"]
+# Places for concepts, as a multiple of the most that may stay, and at the least: with no more than
+# there are, some merge two and never part again.
+ROOM = 2.0
+_LEAST_ROOM = 16
+# A phase ends when so many generations in turn gain less than this share of all that was gained.
+_PATIENCE = 2
+_LEAST_GAIN = 0.004
+# By how much more than the bound may be active when training ends.
+_MOST_OVER = 1.1
+# Fewest generations of growth, and most of any phase.
+_FEWEST, _MOST = 6, 40
+
+# What of a level is no tensor.
+_PLAIN = ("phase", "steps", "generation", "in_phase", "misses", "best", "nothing", "_bounded")
+
+
+class LevelTraining:
+    """One level on its way.
+
+    Parameters
+    ----------
+    white : coordinates of the level
+    n_concepts : most concepts that may stay
+    k : most active concepts a row on average, if there is a bound
+    n_rows : rows that there are
+    seed : of the rows at which concepts begin
+    memory : batches that are remembered while the level changes, and once it settles
+    """
+
+    def __init__(
+        self,
+        white: White,
+        n_concepts: int,
+        k: float | None,
+        n_rows: int,
+        seed: int,
+        memory: tuple[int, int],
+    ) -> None:
+        self.white, self.n_concepts, self.k = white, n_concepts, k
+        self.n_rows, self.seed, self.memory = n_rows, seed, memory
+        device = white.mean.device
+        self.r = white.into.shape[1]
+        self.concepts = Concepts.none(self.r, device)
+        self.statistics = Statistics.none(self.r, device)
+        self.links: Links | None = None
+        self.phase: Phase = "growing"
+        self.steps = self.generation = self.in_phase = self.misses = 0
+        self.best = self.nothing = float("inf")
+        self._gone, self._bounded = 0, k is None
+
+    @property
+    def done(self) -> bool:
+        """Whether training is finished."""
+        return self.phase == "done"
+
+    def prior(self, below: tuple[Tensor, Tensor] | None) -> SpikeAndSlab:
+        """The prior of rows, given codes (n, P) below and mean strengths (P,) of those, or none."""
+        if self.links is None or below is None:
+            return self.concepts.slab
+        slab = self.links.prior(*below)
+        return slab._replace(log_odds=slab.log_odds + self.concepts.thrift)
+
+    def see(
+        self, x: Tensor, below: tuple[Tensor, Tensor] | None, first: bool, judged: bool
+    ) -> Codes:
+        """Learn from white rows (b, r); the ``first`` of a generation may begin concepts."""
+        if self.done:
+            return self.concepts.infer(x, self.prior(below))
+        if first and self.phase == "growing":
+            self._begin(x)
+        prior = self.prior(below)
+        codes = self.concepts.infer(x, prior, losses=judged)
+        self.steps += 1
+        memory = self.memory[1] if self.phase == "settling" else self.memory[0]
+        size = learn(self.concepts, self.statistics, x, codes, max(1 / self.steps, 1 / memory))
+        if self.links is not None:
+            self.links.rescale(size)
+        return codes
+
+    def turn(self) -> Tensor:
+        """The end of a generation: concepts leave; returns those that are left."""
+        every = torch.arange(len(self.concepts), device=self.white.mean.device)
+        if self.done:
+            return every
+        most = None if self.phase == "growing" else self.n_concepts
+        fixed = torch.zeros(len(every), dtype=torch.float64, device=every.device)
+        if self.links is not None:
+            n_parts = int(self.links.parts.max()) + 1 if len(self.links.parts) else 1
+            fixed += self.links.costs(self.n_rows, n_parts)
+        gone = unneeded(self.concepts, self.statistics, self.n_rows, most, fixed)
+        left = remove(self.concepts, self.statistics, gone) if len(gone) else every
+        self.statistics.forget_losses()
+        if len(gone):
+            self.links = None
+        self._gone = len(gone)
+        return left
+
+    def join(self, parts: Tensor, concepts: Tensor, part_means: Tensor) -> None:
+        """Choose edges anew, from codes (n, P) below and (n, K) of the level in the same rows."""
+        self.links = fit_links(
+            parts, concepts, part_means, self.concepts.slab, self.n_rows,
+            self.seed + self.generation,
+        )  # fmt: skip
+
+    def judge(self, held_out: Tensor, below: tuple[Tensor, Tensor] | None, ready: bool) -> Codes:
+        """Go on, to the next phase, or end: by what white rows (n, r) held out take to describe.
+
+        A level does not end before it is ``ready``, the one below being finished.
+        """
+        prior = self.prior(below)
+        codes = self.concepts.infer(held_out, prior)
+        if self.done:
+            return codes
+        self.generation += 1
+        self.in_phase += 1
+        length = float(self.concepts.length(held_out, codes, prior).mean())
+        length += len(self.concepts) * price(self.r, self.n_rows) / self.n_rows
+        if self.generation == 1:
+            empty = Concepts.none(self.r, held_out.device)
+            self.nothing = float(empty.length(held_out, empty.infer(held_out)).mean())
+        gained = min(self.nothing, self.best) - length
+        if self.k is not None:
+            self._bound_active(codes)
+        if gained > _LEAST_GAIN * max(self.nothing - length, 0.0):
+            self.misses = 0
+        else:
+            self.misses += 1
+        self.best = min(self.best, length)
+        self._next_phase(ready)
+        return codes
+
+    def _begin(self, x: Tensor) -> None:
+        room = max(round(ROOM * self.n_concepts), _LEAST_ROOM) - len(self.concepts)
+        if room <= 0:
+            return
+        left = self.concepts.residuals(x, self.concepts.infer(x))
+        generator = torch.Generator().manual_seed(self.seed * 10_007 + self.generation)
+        if begin(self.concepts, self.statistics, left, room, generator):
+            self.links = None
+
+    def _bound_active(self, codes: Codes) -> None:
+        assert self.k is not None
+        active = float((codes.values > 0).sum()) / max(len(codes.values), 1)
+        share = min(max(active / self.k, 0.5), 2.0)
+        # Where strengths are far above noise, it takes much to make concepts give way.
+        thrift = self.concepts.thrift * share - math.log(share)
+        self.concepts.thrift = thrift.clamp(max=0.0)
+        self._bounded = share <= _MOST_OVER
+
+    def _next_phase(self, ready: bool) -> None:
+        still = (self.misses >= _PATIENCE and self._bounded) or self.in_phase >= _MOST
+        if self.phase == "growing" and still and self.in_phase >= _FEWEST:
+            self._enter("trimming")
+        elif self.phase == "trimming" and not self._gone and len(self.concepts) <= self.n_concepts:
+            self._enter("settling")
+        elif self.phase == "settling" and still and ready:
+            self._enter("done")
+
+    def _enter(self, phase: Phase) -> None:
+        self.phase, self.in_phase, self.misses, self.best = phase, 0, 0, float("inf")
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that decides how training goes on: tensors by name, and plain values."""
+        state = tensors(self.concepts, self.statistics)
+        state |= {f"white.{name}": t for name, t in self.white._asdict().items()}
+        if self.links is not None:
+            state |= {f"links.{f.name}": getattr(self.links, f.name) for f in fields(Links)}
+        names = (
+            "phase",
+            "steps",
+            "generation",
+            "in_phase",
+            "misses",
+            "best",
+            "nothing",
+            "_bounded",
+        )
+        return state, {name: getattr(self, name) for name in names}
+
+    def restore(self, state: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Take over what :meth:`state` told."""
+        restored(self.concepts, state)
+        restored(self.statistics, state)
+        self.white = White(*(state[f"white.{name}"].clone() for name in White._fields))
+        self.links = None
+        if "links.parts" in state:
+            self.links = Links(*(state[f"links.{f.name}"].clone() for f in fields(Links)))
+        for name, value in values.items():
+            setattr(self, name, value)
+
+
+def plain(values: Mapping[str, Any]) -> str:
+    """Plain values as JSON, which keeps every float to the bit."""
+    return json.dumps(values, sort_keys=True)
