@@ -319,7 +319,10 @@ def _examine_table(
 
 
 def examine_strangers(
-    stored: Mapping[str, str], files: Mapping[str, Any], shards: set[str] | None, found: FolderFindings
+    stored: Mapping[str, str],
+    files: Mapping[str, Any],
+    shards: set[str] | None,
+    found: FolderFindings,
 ) -> None:
     """Add what lies in a folder and is none of its files or shards; None for unknown shards."""
     known = {*files, *(shards or ()), *RECORD_FILES, CONDEMNED_FILE}
