@@ -43,6 +43,7 @@ _BLOCK = 512
 # A store lists a thousand names a request: far fewer lie behind the newest hint.
 _HINT_EVERY = 100
 _HINT = "newest"
+_MOST_HINT = 16
 
 
 class CorruptArtifact(ValueError):
@@ -132,7 +133,7 @@ class Ledger:
     def newest(self) -> int:
         """Number of the newest entry; 0 without any. Asks the store for one page of names."""
         try:
-            hint = int(self._location.get(f"{self._folder}/{_HINT}"))
+            hint = int(self._location.get(f"{self._folder}/{_HINT}", most=_MOST_HINT))
         except (OSError, BaseError, ValueError):
             hint = 1
         # A hint counts only if the entry that it names is there: anyone may have written it.

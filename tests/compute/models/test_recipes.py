@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from compute.inputs.sources import look
+from compute.inputs.sources import block_reader, model_loader
 from compute.models.hooks import find_hookpoint, language_hookpoints, module_hookpoints
+from compute.steps.plan import prepare
 from flows.recipe import load_recipe, recipe_names
 
 LARGE = ("gemma2-2b", "llama3-8b", "sd14", "sdxl-turbo", "flux-schnell")
@@ -77,11 +78,10 @@ def test_a_tiny_model_of_the_same_classes_runs(name, save_language_model, save_p
     settings += ["extract.grid=2"] if not language else ["extract.context_length=16"]
     levels = [level.model_copy(update={"hookpoint": place}).model_dump() for level in recipe.levels]
     changed = load_recipe(name, [*settings, f"levels={levels}".replace("None", "null")])
-    sources = look(changed.model, changed.inputs, changed.levels)
-    sources.check(changed.extract)
+    sources, plan = prepare(changed)
     samples = sources.arrange(changed.extract)
-    adapter = sources.adapter(changed.extract)()
-    items = sources.items(samples)(0)
+    adapter = model_loader(changed.model, changed.levels, changed.extract, plan.dtype)()
+    items = block_reader(samples, changed.inputs)(0)
     rows = adapter.extract(items)
     assert len(rows) == samples.block_rows[1]
     for level, width in zip(changed.levels, sources.widths, strict=True):
