@@ -78,7 +78,7 @@ def loader(url: str, n_rows: int) -> None:
 
 
 def statistics(url: str, n_rows: int) -> None:
-    from compute.steps.statistics import moments
+    from storage.tables.statistics import moments
 
     moments(ActivationSet(Location(url)), "low")
 

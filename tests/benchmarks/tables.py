@@ -205,6 +205,25 @@ METHODS = {
 
 
 @table
+def hidden_worlds_24_4000():
+    frame = read("hidden_worlds_24_4000")
+    rows = [
+        (
+            r.world,
+            r.method,
+            three(r.mcc_parts),
+            three(r.mcc_wholes),
+            three(r.edge_f1),
+            percent(r.count_error),
+            whole(r.cpu_seconds),
+        )
+        for r in frame.itertuples()
+    ]
+    head = ("world", "method", "parts", "wholes", "edges", "number of concepts off by", "seconds")
+    return head, rows
+
+
+@table
 def identifiability():
     frame = read("identifiability")
     scores = ["mcc_parts", "mcc_wholes", "edge_f1"]

@@ -166,7 +166,7 @@ def test_a_flipped_exponent_is_told_as_damage(store):
     [
         ("learn/*/norm_bounds.json", "encode", {"examples": 2}),
         ("extract/*/rows/norms/layer-00/c/1", "learn", {"seed": 5}),
-        ("encode/*/summaries/layer-02/0.safetensors", "recover", {"seed": 5}),
+        ("encode/*/summaries/layer-02/0.safetensors", "recover", {"min_token_count": 21}),
     ],
 )
 def test_a_run_stops_at_damage_with_a_sentence(recipe, store, caplog, pattern, step, setting):
@@ -229,8 +229,8 @@ def test_a_store_of_an_earlier_version_is_adopted(built, recipe, tmp_path, monke
     for path in store.glob("extract/*/samples.json"):
         path.unlink()
     assert {finding.kind for finding in look(store).values()} == {"unsealed"}
-    for worker in ("extraction.write_activations", "learning.train", "recovery.recover_graph"):
-        monkeypatch.setattr(f"compute.{worker}", None)
+    for worker in ("extract.write_activations", "learn.train", "recover.recover_graph"):
+        monkeypatch.setattr(f"compute.steps.{worker}", None)
     again = build(recipe.model_copy(update={"store": str(store)}))
     for step, reference in built.items():
         assert again[step].fingerprint == reference.fingerprint
@@ -270,14 +270,7 @@ def test_a_dictionary_that_explains_less_than_the_mean_is_rejected(built, recipe
             recipe.model_dump() | {"name": name, "publish": {"gates": gates}}
         )
         return publish(
-            chosen.store,
-            chosen.name,
-            "",
-            "",
-            chosen.levels,
-            chosen.model_dump(mode="json", exclude={"store", "resources"}),
-            chosen.encode,
-            chosen.publish,
+            chosen,
             built["extract"],
             worse,
             built["encode"],

@@ -91,7 +91,7 @@ class StoredRows:
 
     def white(self) -> list[White]:
         """White coordinates of each level, from all rows for training."""
-        from compute.steps.statistics import moments
+        from storage.tables.statistics import moments
 
         found = (
             moments(self._set, level, "train", max_norm=self._max_norm)

@@ -6,9 +6,9 @@ import uuid
 import numpy as np
 import pytest
 
-from compute.steps import statistics
 from storage.locations import Location
 from storage.sealing.damage import CorruptShard
+from storage.tables import statistics
 from storage.tables.activations import ActivationPlan, ActivationSet, ActivationWriter, LevelPlan
 from storage.tables.codes import CodeLevel, CodePlan, CodeSet, CodeWriter
 
