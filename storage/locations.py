@@ -389,12 +389,15 @@ class Location:
     url: str
     _store: ObjectStore = field(init=False, repr=False, compare=False)
     _prefix: str = field(init=False, repr=False, compare=False)
+    _folder_here: Path | None = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "url", _normalise(self.url))
         store, prefix = _open(self.url)
         object.__setattr__(self, "_store", store)
         object.__setattr__(self, "_prefix", prefix)
+        here = Path(unquote(urlsplit(self.url).path)) if self.url.startswith("file://") else None
+        object.__setattr__(self, "_folder_here", here)
 
     def __truediv__(self, path: str) -> Location:
         below = _check_path(path)
@@ -407,9 +410,7 @@ class Location:
     @property
     def local_path(self) -> Path | None:
         """The folder on this machine, or None for a remote or in-memory location."""
-        if self.url.startswith("file://"):
-            return Path(unquote(urlsplit(self.url).path))
-        return None
+        return self._folder_here
 
     def zarr_store(self, *, read_only: bool = False) -> Any:
         """A Zarr v3 store path rooted here, as ``zarr.open_group`` takes it."""

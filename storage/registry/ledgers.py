@@ -189,7 +189,9 @@ class Ledger:
             # In blocks: a head may bear any number, and the first gap ends the reading.
             for block in (range(at, min(at + _BLOCK, newest)) for at in range(1, newest, _BLOCK)):
                 unseen = [number for number in block if number not in self._seen]
-                self._seen |= dict(zip(unseen, pool.map(self._read, unseen)))
+                # Threads wait for a store's answers; on a disk they only get in each other's way.
+                read = map if self._location.local_path is not None else pool.map
+                self._seen |= dict(zip(unseen, read(self._read, unseen)))
         found = [self._seen[number] for number in range(1, newest + 1)]
         for before, after in zip([None, *found], found):
             broken = after.form != FORM and before is not None and before.form == FORM
