@@ -196,22 +196,10 @@ def create_app(
         The names, without ports, by which clients reach the service; a request to another is
         answered with 421. None is for a service that must not know its names, and that has a token.
     """
-
-    def authorise(
-        request: Request,
-        bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)],
-    ) -> None:
-        if token is None:
-            return
-        header = request.headers.get("authorization", "")
-        offered = bearer.credentials if bearer is not None else _password(header)
-        if not hmac.compare_digest(offered.encode(), token.encode()):
-            raise _Unauthorised
-
     app = FastAPI(
         title="Strata artifacts",
         description="Published concept hierarchies, read-only.",
-        dependencies=[Depends(authorise)],
+        dependencies=[Depends(_authorisation(token))],
         responses={
             401: {"description": "The token is missing or wrong", **_PROBLEM},
             421: {"description": "The service does not go by the name asked for", **_PROBLEM},
@@ -225,162 +213,186 @@ def create_app(
         redoc_url=None,
         openapi_url=None,
     )
-
     app.add_middleware(_Door, hosts=hosts)
-    hashers = Semaphore(_HASHERS)
+    for kind, handler in _HANDLERS.items():
+        app.add_exception_handler(kind, handler)
 
     @app.get("/openapi.json", include_in_schema=False)
     def schema() -> dict[str, Any]:
         return app.openapi()
 
-    @app.exception_handler(_Unauthorised)
-    def unauthorised(_: Request, __: _Unauthorised) -> JSONResponse:
-        answer = JSONResponse({"detail": "a valid token is needed"}, 401)
-        # One header for each scheme: browsers that find both in one ask for no password.
-        answer.headers.append("WWW-Authenticate", "Bearer")
-        answer.headers.append("WWW-Authenticate", 'Basic realm="strata"')
-        return answer
+    opened = _OpenArtifacts(registry)
+    _serve_registry(app, registry)
+    _serve_versions(app, opened)
+    _serve_pages(app, registry, opened)
+    _serve_nodes(app, opened)
+    return app
 
-    @app.exception_handler(OSError)
-    @app.exception_handler(BaseError)
-    def out_of_reach(_: Request, error: Exception) -> JSONResponse:
-        reason = without_secrets(str(error)).partition("\n")[0]
-        return JSONResponse({"detail": f"the store cannot be read: {reason}"}, 502)
 
-    @app.exception_handler(UnknownArtifact)
-    def unknown(_: Request, error: UnknownArtifact) -> JSONResponse:
-        return JSONResponse({"detail": str(error)}, 404)
+def _authorisation(token: str | None) -> Callable[..., None]:
+    """A dependency of every route that asks for the token, if there is one."""
 
-    @app.exception_handler(BadSignature)
-    def untrusted(_: Request, error: BadSignature) -> JSONResponse:
-        return JSONResponse({"detail": str(error)}, 502)
+    def authorise(
+        request: Request,
+        bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)],
+    ) -> None:
+        if token is None:
+            return
+        header = request.headers.get("authorization", "")
+        offered = bearer.credentials if bearer is not None else _password(header)
+        if not hmac.compare_digest(offered.encode(), token.encode()):
+            raise _Unauthorised
 
-    @app.exception_handler(CorruptArtifact)
-    def corrupt(_: Request, error: CorruptArtifact) -> JSONResponse:
-        return JSONResponse({"detail": str(error), "files": list(error.files)}, 502)
+    return authorise
 
-    @app.exception_handler(ValidationError)
-    def malformed(_: Request, error: ValidationError) -> JSONResponse:
-        # What a client sends is checked before; this is something that was stored.
-        return JSONResponse({"detail": f"a stored record is not valid: {first_reason(error)}"}, 502)
 
-    @app.exception_handler(ValueError)
-    def invalid(_: Request, error: ValueError) -> JSONResponse:
-        return JSONResponse({"detail": str(error)}, 422)
+def _problem(detail: str, status: int, **more: Any) -> JSONResponse:
+    return JSONResponse({"detail": detail, **more}, status)
 
-    @lru_cache(maxsize=_OPEN_ARTIFACTS)
-    def opened(name: str, version: int) -> Artifact:
-        return registry.load(name, version, verify=False)
 
-    @lru_cache(maxsize=_OPEN_ARTIFACTS)
-    def recently(name: str, version: str, _second: int) -> int:
-        # A number means the same for ever, unless its version is removed: one look a second at the
-        # registry finds that out soon enough.
-        return registry.resolve(name, version).version
+def _unauthorised(_: Request, __: Exception) -> JSONResponse:
+    answer = _problem("a valid token is needed", 401)
+    # One header for each scheme: browsers that find both in one ask for no password.
+    answer.headers.append("WWW-Authenticate", "Bearer")
+    answer.headers.append("WWW-Authenticate", 'Basic realm="strata"')
+    return answer
 
-    def find(name: str, version: str) -> tuple[Artifact, bool]:
+
+def _out_of_reach(_: Request, error: Exception) -> JSONResponse:
+    reason = without_secrets(str(error)).partition("\n")[0]
+    return _problem(f"the store cannot be read: {reason}", 502)
+
+
+def _unknown(_: Request, error: Exception) -> JSONResponse:
+    return _problem(str(error), 404)
+
+
+def _untrusted(_: Request, error: Exception) -> JSONResponse:
+    return _problem(str(error), 502)
+
+
+def _corrupt(_: Request, error: CorruptArtifact) -> JSONResponse:
+    return _problem(str(error), 502, files=list(error.files))
+
+
+def _malformed(_: Request, error: ValidationError) -> JSONResponse:
+    # What a client sends is checked before; this is something that was stored.
+    return _problem(f"a stored record is not valid: {first_reason(error)}", 502)
+
+
+def _invalid(_: Request, error: Exception) -> JSONResponse:
+    return _problem(str(error), 422)
+
+
+_HANDLERS: dict[type[Exception], Callable[[Request, Any], JSONResponse]] = {
+    _Unauthorised: _unauthorised,
+    OSError: _out_of_reach,
+    BaseError: _out_of_reach,
+    UnknownArtifact: _unknown,
+    BadSignature: _untrusted,
+    CorruptArtifact: _corrupt,
+    ValidationError: _malformed,
+    ValueError: _invalid,
+}
+
+
+class _OpenArtifacts:
+    """The versions that were asked for last, and the pages made of them."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._hashers = Semaphore(_HASHERS)
+        self._opened = lru_cache(maxsize=_OPEN_ARTIFACTS)(self._open)
+        self._recently = lru_cache(maxsize=_OPEN_ARTIFACTS)(self._resolve)
+        self.rendered = lru_cache(maxsize=_RENDERED_PAGES)(self._render)
+        self.manifest_bytes = lru_cache(maxsize=_OPEN_ARTIFACTS)(self._manifest)
+
+    def find(self, name: str, version: str) -> tuple[Artifact, bool]:
         """The artifact, and whether it was named by its number and so will never be another."""
         fixed = version.removeprefix("v").isdigit()
         if fixed:
-            return opened(name, recently(name, version, int(time.monotonic()))), True
-        return opened(name, registry.resolve(name, version).version), False
+            # A number means the same for ever, unless its version is removed: one look a second at
+            # the registry finds that out soon enough.
+            number = self._recently(name, version, int(time.monotonic()))
+            return self._opened(name, number), True
+        return self._opened(name, self._registry.resolve(name, version).version), False
 
-    @lru_cache(maxsize=_RENDERED_PAGES)
-    def rendered(name: str, version: int) -> bytes:
-        from storage.atlas import render
-        from storage.atlas.published import published_atlas
-
-        return render(published_atlas(opened(name, version))).encode()
-
-    @lru_cache(maxsize=_OPEN_ARTIFACTS)
-    def manifest_bytes(name: str, version: int) -> bytes:
-        return opened(name, version).manifest.to_bytes()
-
-    def answer(
-        request: Request,
-        body: bytes,
-        media_type: str,
-        *,
-        fixed: bool,
-        policy: str | None = None,
-    ) -> Response:
-        headers = _headers(digest(body), fixed=fixed, media_type=media_type, policy=policy)
-        part = _asked(request, len(body), headers)
-        if isinstance(part, Response):
-            return part
-        status = 206 if "Content-Range" in headers else 200
-        if len(body) <= _PIECE:
-            return Response(body[part.start : part.stop], status, headers)
-        return _Body(_Bytes(body), part, status_code=status, headers=headers)
-
-    async def answer_file(
-        request: Request, name: str, version: str, path: str, policy: str | None
-    ) -> Response:
-        artifact, fixed = await run_in_threadpool(find, name, version)
+    async def answer_file(self, request: Request, name: str, version: str, path: str) -> Response:
+        """The answer with a file of a version."""
+        artifact, fixed = await run_in_threadpool(self.find, name, version)
         # Only what the manifest lists is ever opened, so that no path leads out of the version.
         entry = artifact.manifest.files.get(path)
         if entry is None:
             raise HTTPException(404, f"{name} version {artifact.version} has no such file")
         media_type = _MEDIA_TYPES.get(path.rsplit(".", 1)[-1], "application/octet-stream")
-        headers = _headers(entry.sha256, fixed=fixed, media_type=media_type, policy=policy)
+        headers = _headers(entry.sha256, fixed=fixed, media_type=media_type, policy=_REPORT_POLICY)
         part = _asked(request, entry.bytes, headers)
         if isinstance(part, Response):
             return part
-        async with hashers:
+        async with self._hashers:
             source = await run_in_threadpool(artifact.open, path)
         status = 206 if "Content-Range" in headers else 200
         return _Body(source, part, status_code=status, headers=headers)
 
-    def answer_json(request: Request, value: Any, *, fixed: bool) -> Response:
-        return answer(request, canonical_json(value), "application/json", fixed=fixed)
+    def _open(self, name: str, version: int) -> Artifact:
+        return self._registry.load(name, version, verify=False)
 
-    def node_answer(
-        request: Request, name: str, version: str, node: str, ask: Callable[[Artifact], Any]
-    ) -> Response:
-        artifact, fixed = find(name, version)
-        if "graph/nodes.parquet" not in artifact.files or node not in artifact.graph:
-            raise HTTPException(404, f"{name} version {artifact.version} has no node {node!r}")
-        body = canonical_json(ask(artifact))
-        if len(body) > _MOST_JSON:
-            raise HTTPException(
-                422,
-                f"the answer has {len(body):,} bytes, which is more than {_MOST_JSON:,}: ask for "
-                "less depth, or read graph/edges.parquet.",
-            )
-        return answer(request, body, "application/json", fixed=fixed)
+    def _resolve(self, name: str, version: str, _second: int) -> int:
+        return self._registry.resolve(name, version).version
+
+    def _render(self, name: str, version: int) -> bytes:
+        from storage.atlas import render
+        from storage.atlas.published import published_atlas
+
+        return render(published_atlas(self._opened(name, version))).encode()
+
+    def _manifest(self, name: str, version: int) -> bytes:
+        return self._opened(name, version).manifest.to_bytes()
+
+
+def _serve_registry(app: FastAPI, registry: Registry) -> None:
+    """What there is, for programs."""
 
     @app.get("/artifacts", response_model=list[str])
     def names(request: Request) -> Response:
         """Names of all artifacts."""
-        return answer_json(request, registry.names(), fixed=False)
+        return _answer_json(request, registry.names())
 
     @app.get("/artifacts/{name}/versions", response_model=list[ArtifactReference])
     def versions(request: Request, name: Name) -> Response:
         """References of all versions, oldest first."""
         found = [reference.model_dump(mode="json") for reference in registry.versions(name)]
-        return answer_json(request, found, fixed=False)
+        return _answer_json(request, found)
 
     @app.get("/artifacts/{name}/aliases", response_model=dict[str, int])
     def aliases(request: Request, name: Name) -> Response:
         """Where every alias points."""
-        return answer_json(request, registry.aliases(name), fixed=False)
+        return _answer_json(request, registry.aliases(name))
+
+
+def _serve_versions(app: FastAPI, opened: _OpenArtifacts) -> None:
+    """The manifest and the files of a version."""
 
     @app.get("/artifacts/{name}/versions/{version}", response_model=Manifest)
     def manifest(request: Request, name: Name, version: Version) -> Response:
         """The manifest of a version."""
-        artifact, fixed = find(name, version)
-        body = manifest_bytes(name, artifact.version)
-        return answer(request, body, "application/json", fixed=fixed)
+        artifact, fixed = opened.find(name, version)
+        body = opened.manifest_bytes(name, artifact.version)
+        return _answer(request, body, "application/json", fixed=fixed)
 
     @app.get("/artifacts/{name}/versions/{version}/files/{path:path}", response_class=Response)
     async def file(request: Request, name: Name, version: Version, path: str) -> Response:
         """One file of a version, verified; a part of it, if asked for by `Range`."""
-        return await answer_file(request, name, version, path, _REPORT_POLICY)
+        return await opened.answer_file(request, name, version, path)
 
     @app.get("/artifacts/{name}/versions/{version}/report", response_class=Response)
     async def report(request: Request, name: Name, version: Version) -> Response:
         """The report of a version, a page for the browser."""
-        return await answer_file(request, name, version, REPORT_FILE, _REPORT_POLICY)
+        return await opened.answer_file(request, name, version, REPORT_FILE)
+
+
+def _serve_pages(app: FastAPI, registry: Registry, opened: _OpenArtifacts) -> None:
+    """Pages for the browser."""
 
     @app.get("/", response_class=HTMLResponse)
     def index(request: Request) -> Response:
@@ -392,43 +404,58 @@ def create_app(
             except (ValueError, BadSignature) as error:
                 found[name] = first_reason(error)
         body = index_page(found)
-        return answer(request, body, _MEDIA_TYPES["html"], fixed=False, policy=_INDEX_POLICY)
+        return _answer(request, body, _MEDIA_TYPES["html"], fixed=False, policy=_INDEX_POLICY)
 
     @app.get("/artifacts/{name}/{version}/", response_class=HTMLResponse)
     async def atlas(request: Request, name: Name, version: Version) -> Response:
         """The atlas of a version, a page for the browser."""
-        artifact, fixed = await run_in_threadpool(find, name, version)
+        artifact, fixed = await run_in_threadpool(opened.find, name, version)
         if REPORT_FILE in artifact.manifest.files:
-            return await answer_file(request, name, version, REPORT_FILE, _REPORT_POLICY)
+            return await opened.answer_file(request, name, version, REPORT_FILE)
         if "graph/nodes.parquet" not in artifact.manifest.files:
             raise HTTPException(404, f"{name} version {artifact.version} has no page and no graph")
-        body = await run_in_threadpool(rendered, name, artifact.version)
-        return answer(request, body, _MEDIA_TYPES["html"], fixed=fixed, policy=_REPORT_POLICY)
+        body = await run_in_threadpool(opened.rendered, name, artifact.version)
+        return _answer(request, body, _MEDIA_TYPES["html"], fixed=fixed, policy=_REPORT_POLICY)
+
+
+def _serve_nodes(app: FastAPI, opened: _OpenArtifacts) -> None:
+    """What a concept graph tells of a node."""
+
+    def answer_node(
+        request: Request, name: str, version: str, node: str, ask: Callable[[Artifact], Any]
+    ) -> Response:
+        artifact, fixed = opened.find(name, version)
+        if "graph/nodes.parquet" not in artifact.files or node not in artifact.graph:
+            raise HTTPException(404, f"{name} version {artifact.version} has no node {node!r}")
+        body = canonical_json(ask(artifact))
+        if len(body) > _MOST_JSON:
+            raise HTTPException(
+                422,
+                f"the answer has {len(body):,} bytes, which is more than {_MOST_JSON:,}: ask for "
+                "less depth, or read graph/edges.parquet.",
+            )
+        return _answer(request, body, "application/json", fixed=fixed)
 
     @app.get("/artifacts/{name}/versions/{version}/nodes/{node}")
     def node(request: Request, name: Name, version: Version, node: Node) -> Response:
         """One node of the concept graph with its direct parts and wholes."""
-        return node_answer(
-            request,
-            name,
-            version,
-            node,
-            lambda artifact: {
-                "node": artifact.graph.node(node),
-                "parents": artifact.graph.edges_into(node),
-                "children": artifact.graph.edges_from(node),
-            },
-        )
+
+        def ask(artifact: Artifact) -> dict[str, Any]:
+            graph = artifact.graph
+            around = {"parents": graph.edges_into(node), "children": graph.edges_from(node)}
+            return {"node": graph.node(node), **around}
+
+        return answer_node(request, name, version, node, ask)
 
     @app.get("/artifacts/{name}/versions/{version}/nodes/{node}/ancestors")
     def ancestors(request: Request, name: Name, version: Version, node: Node) -> Response:
         """Ids of all parts of a node, at any depth."""
-        return node_answer(request, name, version, node, lambda a: a.graph.ancestors(node))
+        return answer_node(request, name, version, node, lambda a: a.graph.ancestors(node))
 
     @app.get("/artifacts/{name}/versions/{version}/nodes/{node}/descendants")
     def descendants(request: Request, name: Name, version: Version, node: Node) -> Response:
         """Ids of all wholes that a node takes part in."""
-        return node_answer(request, name, version, node, lambda a: a.graph.descendants(node))
+        return answer_node(request, name, version, node, lambda a: a.graph.descendants(node))
 
     @app.get("/artifacts/{name}/versions/{version}/nodes/{node}/neighbourhood")
     def neighbourhood(
@@ -439,15 +466,11 @@ def create_app(
         depth: Annotated[int, Query(ge=1, le=8)] = 1,
     ) -> Response:
         """The graph around a node, as node-link data."""
-        return node_answer(
-            request,
-            name,
-            version,
-            node,
-            lambda a: a.graph.neighbourhood(node, depth=depth).to_node_link(),
-        )
 
-    return app
+        def ask(artifact: Artifact) -> dict[str, Any]:
+            return artifact.graph.neighbourhood(node, depth=depth).to_node_link()
+
+        return answer_node(request, name, version, node, ask)
 
 
 def serve(
@@ -508,6 +531,28 @@ def serve(
         proxy_headers=False,
     )
     uvicorn.Server(config).run()
+
+
+def _answer(
+    request: Request,
+    body: bytes,
+    media_type: str,
+    *,
+    fixed: bool,
+    policy: str | None = None,
+) -> Response:
+    headers = _headers(digest(body), fixed=fixed, media_type=media_type, policy=policy)
+    part = _asked(request, len(body), headers)
+    if isinstance(part, Response):
+        return part
+    status = 206 if "Content-Range" in headers else 200
+    if len(body) <= _PIECE:
+        return Response(body[part.start : part.stop], status, headers)
+    return _Body(_Bytes(body), part, status_code=status, headers=headers)
+
+
+def _answer_json(request: Request, value: Any) -> Response:
+    return _answer(request, canonical_json(value), "application/json", fixed=False)
 
 
 def _headers(sha256: str, *, fixed: bool, media_type: str, policy: str | None) -> dict[str, str]:
