@@ -13,21 +13,21 @@ makes it visible::
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from storage.locations import Location, check_name, s3_endpoint
 from storage.registry.ledgers import LATEST, CorruptArtifact
-from storage.registry.quality_gates import QualityGate, failures
+from storage.registry.quality_gates import QualityGate
 from storage.registry.retention import Garbage, Retention
 from storage.registry.signatures import BadSignature, Keyring
 from storage.registry.witness import RolledBack, Witness, witness_folder
 
 if TYPE_CHECKING:
     from storage.graph.comparison import Comparison
-    from storage.registry.drafts import CollectedMeanwhile, Page
+    from storage.registry.drafts import CollectedMeanwhile, Details
     from storage.registry.manifests import ArtifactReference, LevelEntry, Manifest, Status
     from storage.registry.shelves import (
         AliasMove,
@@ -116,16 +116,7 @@ class Registry:
         files: Mapping[str, bytes | Path],
         *,
         fingerprint: str,
-        lineage: Mapping[str, Any] | None = None,
-        levels: Sequence[LevelEntry | Mapping[str, Any]] = (),
-        metrics: Mapping[str, Any] | None = None,
-        counts: Mapping[str, int] | None = None,
-        status: Status = "published",
-        rejections: Sequence[str] = (),
-        gates: Sequence[QualityGate] = (),
-        parent: int | str | None = LATEST,
-        created_at: datetime | None = None,
-        pages: Mapping[str, Page] | None = None,
+        **details: Unpack[Details],
     ) -> ArtifactReference:
         """Publish files as the next version of an artifact, whole or not at all.
 
@@ -143,32 +134,17 @@ class Registry:
             the model card, is written where none is given.
         fingerprint : str
             Fingerprint of all that the content follows from.
-        lineage : mapping, optional
-            Plain JSON: model, weights_hash, data_hash, settings, code_commit, packages, upstream.
-        levels : sequence of LevelEntry or mapping
-            The levels; each has its dictionary at ``dictionaries/<level name>/``.
-        metrics, counts : mapping, optional
-            Plain JSON. Numbers of levels, concepts, nodes and edges are counted where not given.
-        status : str
-            ``rejected`` versions are kept and readable, but never become `latest`.
-        rejections : sequence of str
-            Why a version is rejected, one sentence each.
-        gates : sequence of QualityGate
-            Bars for `metrics` and for those of the levels; a version that fails one is published as
-            rejected, with the reasons.
-        parent : int, str or None
-            The version that this one follows: a number, an alias, or None for none.
-        created_at : datetime, optional
-            With a time zone; now, by default.
-        pages : mapping of str to callable, optional
-            ``report.html`` or ``README.md`` as functions of the version's number and its parent's,
-            for pages that name them. Where several publish at once, a page may be asked for again
-            with another number; the last one is kept.
+        **details
+            What is said of the version, by the names of :class:`storage.registry.drafts.Details`:
+            ``lineage``, ``levels``, ``metrics``, ``counts``, ``status``, ``rejections``, ``gates``,
+            ``parent``, ``created_at`` and ``pages``; none of them is needed.
 
         Raises
         ------
         ValueError
             If a name, a path, a level or any other field is not what the format allows.
+        TypeError
+            If something else is said of the version.
         UnknownVersion
             If there is no such parent.
         CollectedMeanwhile
@@ -177,23 +153,8 @@ class Registry:
         from storage.registry.drafts import Draft, publish
 
         shelf = self._shelf(name)
-        failed = failures(gates, metrics or {}, [_level_metrics(level) for level in levels])
-        if failed:
-            status, rejections = "rejected", [*rejections, *failed]
-        draft = Draft(
-            name,
-            files,
-            fingerprint=fingerprint,
-            lineage=lineage or {},
-            levels=levels,
-            metrics=metrics or {},
-            counts=counts or {},
-            status=status,
-            rejections=rejections,
-            created_at=created_at,
-            pages=pages,
-        )
-        return shelf.reference(publish(shelf, draft, parent))
+        draft = Draft(name, files, fingerprint, details)
+        return shelf.reference(publish(shelf, draft, details.get("parent", LATEST)))
 
     def names(self) -> list[str]:
         """Names of all artifacts with a version, sorted."""
@@ -431,9 +392,3 @@ class Registry:
             except ValueError:
                 continue
         return found
-
-
-def _level_metrics(level: LevelEntry | Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
-    if isinstance(level, Mapping):
-        return str(level.get("name")), level.get("metrics") or {}
-    return level.name, level.metrics

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from random import SystemRandom
-from typing import Any
+from typing import Any, TypedDict
 
 from obstore.exceptions import BaseError
 from pydantic import ValidationError
@@ -40,10 +40,11 @@ from storage.registry.manifests import (
     first_reason,
     hash_file,
 )
+from storage.registry.quality_gates import QualityGate, failures
 from storage.registry.shelves import Contents, Shelf, VersionRecord
 from storage.registry.versions import open_version
 
-__all__ = ["CollectedMeanwhile", "Draft", "Page", "publish"]
+__all__ = ["CollectedMeanwhile", "Details", "Draft", "Page", "publish"]
 
 Page = Callable[[int, int | None], bytes]
 """A file written when the version has its number: called with that and with the parent's."""
@@ -58,6 +59,48 @@ class CollectedMeanwhile(RuntimeError):
     """Collectors took every folder away before it had become a version."""
 
 
+class Details(TypedDict, total=False):
+    """What is said of a version besides its name, its files and its fingerprint.
+
+    Attributes
+    ----------
+    lineage : mapping, optional
+        Plain JSON: model, weights_hash, data_hash, settings, code_commit, packages, upstream.
+    levels : sequence of LevelEntry or mapping
+        The levels; each has its dictionary at ``dictionaries/<level name>/``.
+    metrics, counts : mapping, optional
+        Plain JSON. Numbers of levels, concepts, nodes and edges are counted where not given.
+    status : str
+        Published, unless it says otherwise; ``rejected`` versions are kept and readable, but never
+        become `latest`.
+    rejections : sequence of str
+        Why a version is rejected, one sentence each.
+    gates : sequence of QualityGate
+        Bars for `metrics` and for those of the levels; a version that fails one is published as
+        rejected, with the reasons.
+    parent : int, str or None
+        The version that this one follows: a number, an alias, or None for none; by default the
+        latest.
+    created_at : datetime, optional
+        With a time zone; now, by default.
+    pages : mapping of str to callable, optional
+        ``report.html`` or ``README.md`` as functions of the version's number and its parent's,
+        for pages that name them. Where several publish at once, a page may be asked for again
+        with another number; the last one is kept.
+    """
+
+    lineage: Mapping[str, Any] | None
+    levels: Sequence[LevelEntry | Mapping[str, Any]]
+    metrics: Mapping[str, Any] | None
+    counts: Mapping[str, int] | None
+    status: Status
+    rejections: Sequence[str]
+    gates: Sequence[QualityGate]
+    parent: int | str | None
+    created_at: datetime | None
+    pages: Mapping[str, Page] | None
+
+
 class Draft:
     """A version without its number: checked contents and what is said of them.
 
@@ -65,26 +108,19 @@ class Draft:
     ------
     ValueError
         If a path, a level or any other field is not what the format allows.
+    TypeError
+        If something else is said of it.
     """
 
     def __init__(
-        self,
-        name: str,
-        files: Mapping[str, bytes | Path],
-        *,
-        fingerprint: str,
-        lineage: Mapping[str, Any],
-        levels: Sequence[LevelEntry | Mapping[str, Any]],
-        metrics: Mapping[str, Any],
-        counts: Mapping[str, int],
-        status: Status,
-        rejections: Sequence[str],
-        created_at: datetime | None,
-        pages: Mapping[str, Page] | None = None,
+        self, name: str, files: Mapping[str, bytes | Path], fingerprint: str, details: Details
     ) -> None:
+        unknown = sorted(details.keys() - Details.__annotations__.keys())
+        if unknown:
+            raise TypeError(f"{unknown[0]!r} is nothing that can be said of a version.")
         if not files:
             raise ValueError("files is empty: an artifact has at least one file.")
-        self.pages = dict(pages or {})
+        self.pages = dict(details.get("pages") or {})
         for path in self.pages:
             if path not in UNHASHED_FILES or path in files:
                 raise ValueError(
@@ -92,20 +128,19 @@ class Draft:
                     "lacks: other content has to be known before the version has its number."
                 )
         check_files([*files, *self.pages])
-        if status == "published" and rejections:
-            raise ValueError("rejections are given for a published version: set status='rejected'.")
         self.files = files
-        entries = _check_levels(levels, files)
+        status, rejections = _verdict(details)
+        levels = _check_levels(details.get("levels", ()), files)
         self._fields: dict[str, Any] = {
             "name": name,
             "status": status,
-            "rejections": tuple(rejections),
-            "created_at": created_at or datetime.now(UTC).replace(microsecond=0),
+            "rejections": rejections,
+            "created_at": details.get("created_at") or datetime.now(UTC).replace(microsecond=0),
             "fingerprint": fingerprint,
-            "lineage": check_plain(lineage, field="lineage"),
-            "levels": entries,
-            "metrics": check_plain(metrics, field="metrics"),
-            "counts": _counts(files, entries) | dict(counts),
+            "lineage": check_plain(details.get("lineage") or {}, field="lineage"),
+            "levels": levels,
+            "metrics": check_plain(details.get("metrics") or {}, field="metrics"),
+            "counts": _counts(files, levels) | dict(details.get("counts") or {}),
         }
         self.manifest(version=1, parent=None, files={})
 
@@ -396,6 +431,24 @@ def _parent(shelf: Shelf, contents: Contents, parent: int | str | None) -> int |
     if parent == LATEST:
         return shelf.latest(contents)
     return shelf.select(parent).version
+
+
+def _verdict(details: Details) -> tuple[Status, tuple[str, ...]]:
+    """Whether the version is published or rejected, and why it is rejected."""
+    status, rejections = details.get("status", "published"), details.get("rejections", ())
+    levels = [_level_metrics(level) for level in details.get("levels", ())]
+    failed = failures(details.get("gates", ()), details.get("metrics") or {}, levels)
+    if failed:
+        return "rejected", (*rejections, *failed)
+    if status == "published" and rejections:
+        raise ValueError("rejections are given for a published version: set status='rejected'.")
+    return status, tuple(rejections)
+
+
+def _level_metrics(level: LevelEntry | Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    if isinstance(level, Mapping):
+        return str(level.get("name")), level.get("metrics") or {}
+    return level.name, level.metrics
 
 
 def _check_levels(

@@ -232,6 +232,8 @@ def test_what_no_reader_takes_is_not_published(registry):
     lineage = {"long": "x" * 2**24}
     with pytest.raises(ValueError, match="manifest would have"):
         registry.publish("toy", {"x": b""}, fingerprint="1", lineage=lineage)
+    with pytest.raises(TypeError, match="'metric' is nothing that can be said"):
+        registry.publish("toy", {"x": b""}, fingerprint="1", metric={})
     assert registry.names() == []
 
 
