@@ -110,6 +110,11 @@ def up(
     except RuntimeError as error:
         err.print(f"[bold red]error:[/] {error}", soft_wrap=True)
         raise typer.Exit(1) from error
+    _welcome(stack, settings)
+
+
+def _welcome(stack: Stack, settings: Settings) -> None:
+    """Print what runs and how to reach it."""
     _show(stack.running())
     url, login = f"http://{HOST}:{settings.port}", shlex.quote(str(stack.login_path))
     out.print(f"\nresults      {settings.store}", soft_wrap=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -50,14 +50,10 @@ def steer(
 
     What was drawn or written is compared from the same seed, with the price of each edit beside it.
     """
-    name, _, version = target.partition("@")
-    place = store or os.environ.get("STRATA_STORE", ".strata")
-    if name in recipe_names() or name.endswith((".yaml", ".yml")):
-        recipe = load_recipe(name, [f"store={store}"] if store else [])
-        name, place = recipe.name, recipe.store
+    name, version, place = _artifact(target, store)
     if not concept and find is None:
         raise BadInput("nothing says what to steer: give --find WORDS or --concept ID.")
-    _check(place, name, version or "latest", concept)
+    _check(place, name, version, concept)
     from flows.temporary_server import begin_server
 
     server_answers = begin_server()
@@ -69,7 +65,7 @@ def steer(
         told = flow(
             SteerParameters(
                 artifact=name,
-                version=version or "latest",
+                version=version,
                 store=place,
                 concepts=tuple(concept),
                 find=find,
@@ -83,6 +79,21 @@ def steer(
         )
     except ValueError as error:
         raise BadInput(str(error)) from error
+    _show(told)
+
+
+def _artifact(target: str, store: str | None) -> tuple[str, str, str]:
+    """The name and the version of the artifact that is meant, and the store that it lies in."""
+    name, _, version = target.partition("@")
+    place = store or os.environ.get("STRATA_STORE", ".strata")
+    if name in recipe_names() or name.endswith((".yaml", ".yml")):
+        recipe = load_recipe(name, [f"store={store}"] if store else [])
+        name, place = recipe.name, recipe.store
+    return name, version or "latest", place
+
+
+def _show(told: dict[str, Any]) -> None:
+    """Print what was found and steered, and how each variant scored."""
     if told["found"]:
         table = Table("concept", "label", "score", box=None)
         for found, label, score in told["found"]:

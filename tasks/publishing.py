@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from prefect import task
 from prefect.artifacts import create_link_artifact, create_table_artifact
@@ -23,7 +24,7 @@ from storage.graph.concept_graph import ConceptGraph
 from storage.locations import Location
 from storage.records import canonical_json, fingerprint
 from storage.references import Reference
-from storage.registry.quality_gates import no_better_than_mean
+from storage.registry.quality_gates import QualityGate, no_better_than_mean
 from storage.registry.versions import STRIPS_FILE
 from storage.sealing.condemned import clear_condemned, read_condemned
 from storage.tables.activations import ActivationSet
@@ -31,6 +32,9 @@ from storage.tables.codes import CodeSet
 from tasks.announcing import announce
 from tasks.progress import step_progress
 from tasks.verifying import read_strips
+
+if TYPE_CHECKING:
+    from compute.selection.assumptions import AssumptionReport
 
 __all__ = ["publish", "registry_of"]
 
@@ -118,15 +122,10 @@ def _publish(
 
     stored, encoded = ActivationSet(steps.activations.open()), CodeSet(steps.codes.open())
     learned, scores = steps.dictionaries.open(), steps.dictionaries.summary["levels"]
+    graph = ConceptGraph.read(steps.graph.open())
+    samples = load_samples(stored.files)
     findings = publication.gather_findings(
-        stored,
-        encoded,
-        learned,
-        ConceptGraph.read(steps.graph.open()),
-        load_samples(stored.files),
-        recipe.levels,
-        scores,
-        recipe.encode,
+        stored, encoded, learned, graph, samples, recipe.levels, scores, recipe.encode
     )
     progress(1, 3)
     ancestors = _ancestors(registry, recipe.name)
@@ -148,11 +147,7 @@ def _publish(
             created_at=created_at,
             title=recipe.title or recipe.name,
             description=recipe.description,
-            facts=[
-                *facts(recipe, steps.activations.summary, scores),
-                *(("Guarantee", sentence) for sentence in assumed.guarantees),
-                *(("Not guaranteed", sentence) for sentence in assumed.warnings),
-            ],
+            facts=[*facts(recipe, steps.activations.summary, scores), *_promises(assumed)],
             steps=[(step.step, step.seconds) for step in steps],
             histories=continuity.histories(version),
             strips=strips,
@@ -170,23 +165,26 @@ def _publish(
         fingerprint=mark,
         lineage=lineage(recipe, steps),
         levels=publication.describe_levels(findings),
-        metrics={
-            "levels": scores,
-            "graph": steps.graph.summary,
-            "continuity": continuity.metrics,
-        },
-        # Nothing can be asked of the continuity of a first version.
-        gates=[
-            gate
-            for gate in recipe.publish.gates
-            if ancestors or not gate.metric.startswith("continuity.")
-        ],
+        metrics={"levels": scores, "graph": steps.graph.summary, "continuity": continuity.metrics},
+        gates=_gates(recipe, follows=bool(ancestors)),
         parent=ancestors[-1].version if ancestors else None,
         created_at=created_at,
         pages={"report.html": report},
     )
     progress(3, 3)
     return published
+
+
+def _promises(assumed: AssumptionReport) -> Iterator[tuple[str, str]]:
+    """What the assumptions guarantee and what they do not, as facts of the report."""
+    yield from (("Guarantee", sentence) for sentence in assumed.guarantees)
+    yield from (("Not guaranteed", sentence) for sentence in assumed.warnings)
+
+
+def _gates(recipe: Recipe, *, follows: bool) -> list[QualityGate]:
+    """The gates of a version; nothing can be asked of the continuity of a first one."""
+    gates = recipe.publish.gates
+    return [gate for gate in gates if follows or not gate.metric.startswith("continuity.")]
 
 
 def _ancestors(registry: Registry, name: str) -> list[Artifact]:

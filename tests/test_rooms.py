@@ -1,8 +1,10 @@
 """The rooms depend on one another in one direction, and light rooms stay light."""
 
 import ast
+import io
 import subprocess
 import sys
+import tokenize
 from collections import defaultdict
 from functools import cache
 from importlib import import_module
@@ -297,6 +299,45 @@ def test_a_public_class_name_occurs_once():
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 places[node.name].append(name)
     assert {name: where for name, where in places.items() if len(where) > 1} == {}
+
+
+LONGEST_FUNCTION = 60
+NO_CODE = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
+
+
+def lengths_of_functions(text):
+    """Function → its lines of code: without docstring, blank lines and comments."""
+    coded = set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type not in NO_CODE:
+            coded.update(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = coded & {*range(node.lineno, node.end_lineno + 1)}
+            if ast.get_docstring(node) is not None:
+                lines -= {*range(node.body[0].lineno, node.body[0].end_lineno + 1)}
+            yield node.name, len(lines)
+
+
+def test_lines_of_code_are_counted():
+    text = (
+        'def f(\n    x,\n):\n    """One.\n\n    Two.\n    """\n\n    # why\n    return (\n'
+        '        x\n    )\n\nasync def g():\n    a = """1\n\n3"""\n'
+    )
+    assert dict(lengths_of_functions(text)) == {"f": 6, "g": 4}
+
+
+def test_no_function_is_long():
+    """Who needs more lines does more than one thing."""
+    folders = (*ROOMS, "infra", "tests")
+    found = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    long = {
+        f"{path.relative_to(ROOT)}:{name}": lines
+        for path in [*found, ROOT / "strata.py"]
+        for name, lines in lengths_of_functions(path.read_text(encoding="utf-8"))
+        if lines > LONGEST_FUNCTION
+    }
+    assert not long
 
 
 def test_top_level_holds_only_the_rooms():

@@ -114,6 +114,46 @@ def synthetic_atlas(
             topic = WORDS[int(where[level][index] * len(WORDS)) % len(WORDS)]
             other = WORDS[int(rng.integers(len(WORDS)))]
             concepts.append(_concept(rng, level, index, size, topic, other, examples, images))
+    edges = _edges(rng, sizes, where, n_edges, judged)
+    return AtlasData(
+        name="smollm2",
+        version=3,
+        created_at="2026-03-01T02:14:09+00:00",
+        title="SmolLM2-135M-Instruct reads the Python manual",
+        description="Concepts at three depths of a small language model, and how the deeper ones "
+        "are composed of the shallower ones. Invented numbers, for looking at the page.",
+        facts=(
+            ("Model", "SmolLM2-135M-Instruct (GGUF, sha256 1f2e…)"),
+            ("Data", "pydoc_data.topics, 76,412 tokens in 80 documents"),
+            ("Rows", "76,201; 211 attention-sink rows left out"),
+            ("Dictionary", "TopK, k = 32, 1,200 steps"),
+        ),
+        steps=(
+            ("extract", 74.2),
+            ("learn", 143.0),
+            ("encode", 12.5),
+            ("recover", 41.7),
+            ("publish", 3.1),
+        ),
+        levels=_levels(sizes),
+        concepts=tuple(concepts),
+        edges=edges,
+        changes=Changes(
+            since=2,
+            concepts={"kept": 90, "changed": 7, "born": 3, "gone": 2},
+            edges={"kept": 200, "changed": 30, "born": 20, "gone": 10},
+            gone=("<b>frost</b>", "tide"),
+        ),
+    )
+
+
+def _edges(
+    rng: np.random.Generator,
+    sizes: tuple[int, ...],
+    where: list[np.ndarray],
+    n_edges: int,
+    judged: bool,
+) -> tuple[Edge, ...]:
     edges: dict[tuple[str, str], Edge] = {}
     pairs = [(level, level + 1) for level in range(len(sizes) - 1)]
     for number in range(8 * n_edges):
@@ -135,7 +175,11 @@ def synthetic_atlas(
             effect=float(rng.normal(0.2, 0.1)) if judged and verdict != "untested" else None,
         )
         edges.setdefault((edge.source, edge.target), edge)
-    levels = tuple(
+    return tuple(edges.values())
+
+
+def _levels(sizes: tuple[int, ...]) -> tuple[Level, ...]:
+    return tuple(
         Level(
             level=level,
             name="tokens" if level == 0 else f"layer-{7 + 8 * (level - 1):02d}",
@@ -150,36 +194,6 @@ def synthetic_atlas(
             },
         )
         for level, size in enumerate(sizes)
-    )
-    return AtlasData(
-        name="smollm2",
-        version=3,
-        created_at="2026-03-01T02:14:09+00:00",
-        title="SmolLM2-135M-Instruct reads the Python manual",
-        description="Concepts at three depths of a small language model, and how the deeper ones "
-        "are composed of the shallower ones. Invented numbers, for looking at the page.",
-        facts=(
-            ("Model", "SmolLM2-135M-Instruct (GGUF, sha256 1f2e…)"),
-            ("Data", "pydoc_data.topics, 76,412 tokens in 80 documents"),
-            ("Rows", "76,201; 211 attention-sink rows left out"),
-            ("Dictionary", "TopK, k = 32, 1,200 steps"),
-        ),
-        steps=(
-            ("extract", 74.2),
-            ("learn", 143.0),
-            ("encode", 12.5),
-            ("recover", 41.7),
-            ("publish", 3.1),
-        ),
-        levels=levels,
-        concepts=tuple(concepts),
-        edges=tuple(edges.values()),
-        changes=Changes(
-            since=2,
-            concepts={"kept": 90, "changed": 7, "born": 3, "gone": 2},
-            edges={"kept": 200, "changed": 30, "born": 20, "gone": 10},
-            gone=("<b>frost</b>", "tide"),
-        ),
     )
 
 
