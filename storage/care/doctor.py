@@ -6,7 +6,6 @@ What is wrong is named by file; :mod:`storage.care.mending` undoes it, and
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 import uuid
@@ -17,7 +16,7 @@ from typing import Any, Literal, get_args
 from urllib.parse import unquote
 
 from storage.locations import Location, NotFound
-from storage.records import digest
+from storage.records import digest, read_json
 from storage.references import RECORD_FILES, Reference, Step, belongs_to_no_result
 from storage.sealing.condemned import CONDEMNED_FILE, read_condemned
 from storage.sealing.damage import CorruptFile, CorruptShard, NotSealed
@@ -148,7 +147,7 @@ def _wrong_rows(table: SealedTable[Any], damaged: Container[str] | None = None) 
         if path in suspects:
             continue
         try:
-            expected = json.loads(recorded[shard])["sha256"]
+            expected = read_json(recorded[shard])["sha256"]
             wrong = [array for array, value in sums.items() if expected[array] != value]
         except (ValueError, KeyError, TypeError):
             found.append(CorruptFile(path, "not a receipt", location.url))
@@ -175,7 +174,7 @@ def _wrong_zarr_metadata(location: Location, plan: TablePlan) -> list[Damage]:
     found: list[Damage] = []
     for path in sorted(path for path in expected.walk("rows") if path.endswith("zarr.json")):
         try:
-            same = json.loads(location.get(path)) == json.loads(expected.get(path))
+            same = read_json(location.get(path)) == read_json(expected.get(path))
             reason = "not what was planned"
         except (NotFound, ValueError) as error:
             same, reason = False, type(error).__name__

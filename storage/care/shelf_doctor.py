@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Container
 
@@ -19,7 +18,7 @@ from storage.care.doctor import (
     stray,
 )
 from storage.locations import Location, NotFound, check_name, is_partial
-from storage.records import canonical_json, digest
+from storage.records import canonical_json, digest, read_json
 from storage.references import Reference
 from storage.registry.manifests import MANIFEST_FILE, SUMS_FILE, ArtifactReference, Manifest
 from storage.registry.signatures import BadSignature
@@ -109,7 +108,7 @@ def _examine_shelf(folder: Location) -> tuple[list[Finding], set[str]]:
 def _is_entry(data: bytes, number: int, ledger: str) -> bool:
     """Whether these bytes are an entry of a ledger, spelt as one is, under its own number."""
     try:
-        body = json.loads(data)
+        body = read_json(data)
         stated = body.pop("digest")
         if canonical_json(body | {"digest": stated}) != data:
             return False
@@ -117,7 +116,7 @@ def _is_entry(data: bytes, number: int, ledger: str) -> bool:
             return False
         told = body.get("number", body["entry"].get("version"))
         return ledger != "records" or told == number
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return False
 
 

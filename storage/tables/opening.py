@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from storage.locations import Location
+from storage.records import read_json
 from storage.sealing.damage import CorruptFile, NotSealed
 from storage.tables.activations import ActivationSet
 from storage.tables.codes import CodeSet
@@ -30,7 +30,7 @@ def open_table(location: Location, *, content_hash: str | None = None) -> Sealed
         if location.exists("sealed.json"):
             raise CorruptFile("plan.json", "missing", location.url) from None
         raise NotSealed(f"{location.url} holds no finished table.") from None
-    except (ValueError, RecursionError):
+    except ValueError:
         raise CorruptFile("plan.json", "not readable", location.url) from None
     return kind(location, content_hash=content_hash)
 
@@ -43,5 +43,5 @@ def table_type(plan_json: bytes) -> type[SealedTable[Any]]:
     ValueError
         If it is no JSON.
     """
-    plan = json.loads(plan_json)
+    plan = read_json(plan_json)
     return CodeSet if isinstance(plan, dict) and "activations" in plan else ActivationSet
