@@ -119,11 +119,12 @@ def _start_local(options: Mapping[str, Any]) -> None:
         try:
             with patience(folder):
                 ray.init(
+                    # By its public arguments, Ray chooses the address and shares the folder.
+                    _node_ip_address="127.0.0.1",
+                    _temp_dir=str(folder / _SESSIONS),
                     # Not None, with which Ray would join whatever cluster was last begun here.
                     address="local",
                     include_dashboard=False,
-                    _node_ip_address="127.0.0.1",
-                    _temp_dir=str(folder / _SESSIONS),
                     **options,
                 )
             return
@@ -453,7 +454,8 @@ def _check_cluster() -> None:
     import ray
     import ray.exceptions
 
-    # Ray aborts the process where its own look at the cluster finds another one, so look apart.
+    # Ray aborts the process where its own look at the cluster finds another one, so look apart; no
+    # public function tells a cluster's id.
     from ray._private.worker import global_worker
     from ray._raylet import GcsClient  # type: ignore[attr-defined]
 

@@ -81,7 +81,8 @@ def patience(folder: Path) -> Iterator[None]:
         Of the process that owns it, as :func:`compute.machine.leftovers.owned_folder` gives; what
         is started is marked with it.
     """
-    # Ray gives up its look for the node after half a minute, whatever it is told.
+    # Ray gives up its look for the node after half a minute, whatever it is told: no setting says
+    # how long.
     from ray._private import services
 
     look = services.get_node
@@ -115,7 +116,7 @@ def loopback_only() -> Iterator[None]:
     """
     from ray._private import ray_constants
 
-    # What the variable says is read when Ray is imported, which others may have done before.
+    # The public way, a variable, is read when Ray is imported, which others may have done before.
     told = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = os.environ.get(_SEVERAL, "0").lower() in ("1", "true")
     try:

@@ -120,9 +120,8 @@ class TrainingLoop:
     def _keep(self, step: int) -> None:
         # Early on, the average follows more closely, or it would keep the first random weights.
         decay = min(self.average, (1 + step) / (10 + step))
-        torch._foreach_lerp_(
-            list(self.kept.values()), list(self.parameters.values()), weight=1 - decay
-        )
+        for name, parameter in self.parameters.items():
+            self.kept[name].lerp_(parameter, 1 - decay)
 
     def _share_of_rate(self, step: int) -> float:
         warm = min(_WARM_STEPS, max(1, self.steps // 10))
