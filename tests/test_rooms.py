@@ -257,9 +257,9 @@ def test_every_folder_of_compute_and_storage_has_its_floor():
 
 def test_a_file_name_occurs_once():
     places = defaultdict(list)
-    for name, path in modules().items():
-        if path.name not in ("__init__.py", "__main__.py"):
-            places[path.name].append(name)
+    for path in [*modules().values(), *(ROOT / "tests").rglob("*.py")]:
+        if path.name not in ("__init__.py", "__main__.py", "conftest.py"):
+            places[path.name].append(str(path.relative_to(ROOT)))
     assert not {name: where for name, where in places.items() if len(where) > 1}
 
 
@@ -292,12 +292,13 @@ def test_no_file_hides_a_name_of_its_front_door():
     assert not hidden
 
 
-def test_a_public_class_name_occurs_once():
+def test_a_class_name_occurs_once():
+    """Private ones, too: who reads the name alone knows the room."""
     places = defaultdict(list)
-    for name, path in modules().items():
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
-                places[node.name].append(name)
+    for path in [*modules().values(), *(ROOT / "tests").rglob("*.py")]:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef):
+                places[node.name].append(str(path.relative_to(ROOT)))
     assert {name: where for name, where in places.items() if len(where) > 1} == {}
 
 

@@ -116,21 +116,21 @@ def weigh(
     return evidence, residual
 
 
-class _Fit(NamedTuple):
+class _Regression(NamedTuple):
     inverse: NDArray[np.float64]
     beta: NDArray[np.float64]
 
 
-def _fit(moments: FeatureMoments, size: int) -> _Fit:
+def _fit(moments: FeatureMoments, size: int) -> _Regression:
     """Regress on the first ``size`` features."""
     live = moments.live[0, :size]
     gram = moments.gram[0, :size, :size] * (live[:, None] & live)
     gram[np.diag_indices(size)] = 1.0 + RIDGE
     inverse = np.asarray(np.linalg.inv(gram), dtype=np.float64)
-    return _Fit(inverse, inverse @ np.where(live, moments.cross[0, :size], 0.0))
+    return _Regression(inverse, inverse @ np.where(live, moments.cross[0, :size], 0.0))
 
 
-def _towards(fit: _Fit, own: NDArray[np.intp]) -> NDArray[np.float64]:
+def _towards(fit: _Regression, own: NDArray[np.intp]) -> NDArray[np.float64]:
     """Return the combination of features that is all a block adds to what the others explain."""
     block = fit.inverse[own[:, None], own]
     return np.asarray(fit.inverse[:, own] @ np.linalg.solve(block, fit.beta[own]))

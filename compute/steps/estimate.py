@@ -41,7 +41,7 @@ _BLOCKS, _PASSES = 3, 2
 _STEPS, _WARM_UP = 20, 3
 # Recovery of a pair of levels takes so many products of their codes, seconds for each whole (which
 # is decided on a number of rows that does not grow), and seconds in all; fitted to runs of smollm2,
-# sprites and digits on two cores (tests/benchmarks/estimate.py).
+# sprites and digits on two cores (tests/benchmarks/estimate_error.py).
 _RECOVERY_PRODUCTS, _RECOVERY_WHOLE, _RECOVERY_SECONDS = 5.0, 0.0038, 9.0
 _PRODUCT_ROWS = 4096
 # Bytes of Zarr metadata per array, with its share of the groups'.

@@ -95,10 +95,10 @@ def extraction():
 
 
 @table
-def loader():
+def loader_speed():
     rows = [
         (r.contender, two(r.gb_per_s), two(r.of_memmap), two(r.times_saelens))
-        for r in read("loader").itertuples()
+        for r in read("loader_speed").itertuples()
     ]
     return ("reader", "GB/s", "of a warm memory map", "times SAELens at its best buffer"), rows
 
@@ -123,10 +123,10 @@ def overhead():
 
 
 @table
-def estimate():
+def estimate_error():
     rows = [
         (r.recipe, r.what, f"{r.estimated:,.0f}", f"{r.real:,.0f}", two(r.ratio))
-        for r in read("estimate").itertuples()
+        for r in read("estimate_error").itertuples()
         if r.what.startswith("all")
     ]
     return ("recipe", "what", "estimated", "real", "ratio"), rows
@@ -154,8 +154,8 @@ def soak():
 
 
 @table
-def service():
-    rows = [(r.answer, whole(r.requests_per_second)) for r in read("service").itertuples()]
+def service_speed():
+    rows = [(r.answer, whole(r.requests_per_second)) for r in read("service_speed").itertuples()]
     return ("answer", "requests per second"), rows
 
 
@@ -412,8 +412,8 @@ def graphs_learned():
 
 
 @table
-def alignment():
-    frame = read("alignment")
+def identity_recovery():
+    frame = read("identity_recovery")
     rows = []
     for key, found in frame.groupby(["learner", "replaced", "level"], sort=False):
         learner, replaced, level = key

@@ -16,7 +16,7 @@ def test_every_method_is_scored(import_benchmark, tmp_path):
 
 
 def test_recorded_activations_are_measured_without_a_truth(import_benchmark, tmp_path):
-    loader, large_world = (import_benchmark(name) for name in ("loader", "large_world"))
+    loader, large_world = (import_benchmark(name) for name in ("loader_speed", "large_world"))
     loader.write_set(tmp_path / "set", loader.SHARD)
     asked = ["--store", str(tmp_path / "set"), "--level", "a", "--rows", "2000", "--steps", "5"]
     asked += ["--parts", "32", "--active", "4", "--seeds", "2", "--methods", "independent"]

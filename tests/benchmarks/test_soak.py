@@ -1,7 +1,6 @@
 """The soak runs, twice; whether its series are flat is judged on longer ones."""
 
 import pytest
-
 from tests.benchmarks.test_loader_smoke import benchmark
 
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(1800)]

@@ -8,7 +8,7 @@ from compute.dictionaries import Dictionary
 from compute.worlds.sprites import SpriteWorld
 from tests.benchmarks.unlearning import (
     TIMESTEPS,
-    Recorded,
+    RecordedSlots,
     graph_edits,
     in_slots,
     judge,
@@ -27,7 +27,7 @@ def recorded():
     values[objects == HOUSE] = torch.tensor([2.0, 1.0, 1.0, 0.0])
     values[objects == CAR] = torch.tensor([0.0, 0.5, 1.0, 0.0])
     values[objects > CAR] = torch.tensor([0.0, 0.0, 1.0, 0.0])
-    return Recorded(dict.fromkeys(TIMESTEPS, values), objects, np.zeros_like(objects))
+    return RecordedSlots(dict.fromkeys(TIMESTEPS, values), objects, np.zeros_like(objects))
 
 
 @pytest.fixture(scope="module")

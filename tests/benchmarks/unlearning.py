@@ -76,7 +76,7 @@ FIELDS = ("kind", "target", "method", "seed", "strength", "captions", "edits")
 FIELDS += ("ua", "ira", "cra", "harmonic", "cross", "machine", "command")
 
 
-class Recorded(NamedTuple):
+class RecordedSlots(NamedTuple):
     """Slots' activations ``(n, 4, p, d)`` by timestep, and what the captions put there."""
 
     activations: dict[int, torch.Tensor]
@@ -107,7 +107,7 @@ def record(pipeline, n, seed):
     with Interventions(Target.of(pipeline), (), [(HOOKPOINT, probe)]), torch.no_grad():
         draw(pipeline, captions, range(n), steps=STEPS, guidance=GUIDANCE)
     activations = {step: in_slots(torch.cat(values)) for step, values in seen.items()}
-    return Recorded(activations, factors.objects, factors.colours)
+    return RecordedSlots(activations, factors.objects, factors.colours)
 
 
 def in_slots(values):

@@ -23,7 +23,7 @@ serve({url!r}, port={port})
 """
 
 
-class Server:
+class WatchedServer:
     def __init__(self, url, *, stall):
         [self.port] = free_ports(1)
         code = START.format(clients=CLIENTS, stall=stall, url=url, port=self.port)
@@ -74,14 +74,14 @@ def url(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(url):
-    server = Server(url, stall=2.0)
+    server = WatchedServer(url, stall=2.0)
     yield server
     server.stop()
 
 
 @pytest.fixture(scope="module")
 def patient_server(url):
-    server = Server(url, stall=600.0)
+    server = WatchedServer(url, stall=600.0)
     yield server
     server.stop()
 

@@ -22,7 +22,7 @@ __all__ = [
 Stage = TypeVar("Stage", bound=BaseModel)
 
 
-class _Settings(BaseModel):
+class _TrainingSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     seed: int = Field(0, ge=0, lt=2**32)
@@ -33,7 +33,7 @@ class _Settings(BaseModel):
         return kind(**{name: getattr(self, name) for name in kind.model_fields})
 
 
-class _SpriteData(_Settings):
+class _SpriteData(_TrainingSettings):
     n_images: int = Field(8000, ge=1, le=1_000_000)
     """Number of training pictures."""
 
@@ -64,7 +64,7 @@ class TextSettings(_SpriteData):
     """Peak learning rate of the text encoder by itself."""
 
 
-class DenoiserSettings(_Settings):
+class DenoiserSettings(_TrainingSettings):
     """What decides a denoiser, its data apart."""
 
     denoiser_steps: int = Field(4000, ge=1, le=10_000_000)
@@ -91,7 +91,7 @@ class DigitSettings(DenoiserSettings):
     """How the unconditional model of MNIST digits is trained."""
 
 
-class GrammarSettings(_Settings):
+class GrammarSettings(_TrainingSettings):
     """How the language model of a grammar world is trained; no text is shown twice."""
 
     n_symbols: int = Field(16, ge=2, le=10_000)

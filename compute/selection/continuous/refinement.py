@@ -62,8 +62,8 @@ def best_fit(
     concepts of the others beside its own, and again as long as that raises the score.
     """
 
-    def fit(level: SelectionLevel) -> _Fit:
-        return _Fit(refine(level, x, below, rounds, n_total, most), level, x, below)
+    def fit(level: SelectionLevel) -> _RefinedLevel:
+        return _RefinedLevel(refine(level, x, below, rounds, n_total, most), level, x, below)
 
     fits = [fit(level) for level in starts]
     if not fits:
@@ -80,7 +80,7 @@ def best_fit(
 
 
 @dataclass(frozen=True)
-class _Fit:
+class _RefinedLevel:
     """A level that was refined on rows (n, d), given codes (n, p) of the level below, if any."""
 
     score: float
@@ -94,7 +94,7 @@ class _Fit:
         return torch.from_numpy(self.level.encode(self.x, self.below))
 
 
-def _crossed(fits: list[_Fit], bound: int) -> SelectionLevel | None:
+def _crossed(fits: list[_RefinedLevel], bound: int) -> SelectionLevel | None:
     """The first fit with what is new in the others, up to ``bound`` concepts; none if nothing."""
     first = fits[0]
     directions = first.level.directions

@@ -47,7 +47,7 @@ def images(family, n=3):
 
 
 @pytest.mark.parametrize("family", PLACES)
-class TestFamilies:
+class TestDiffusionFamilies:
     def test_drawing_keeps_the_contract(self, save_pipeline, family):
         check_adapter(load(save_pipeline(family), family), prompts())
 

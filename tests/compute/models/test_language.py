@@ -33,7 +33,7 @@ def hidden_states(folder, ids):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-class TestFamilies:
+class TestLanguageFamilies:
     def test_keeps_the_contract(self, save_language_model, family):
         adapter = load(save_language_model(family))
         check_adapter(adapter, adapter.contexts(adapter.tokenize(TEXTS)))

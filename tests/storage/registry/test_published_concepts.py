@@ -14,7 +14,7 @@ from tests.storage.registry.test_artifacts import LEVELS, make_files
 HOSTILE = "</td><script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
 
 
-class Tags(HTMLParser):
+class ConceptTags(HTMLParser):
     """Tags and attributes of a page, and its text."""
 
     def __init__(self):
@@ -112,7 +112,7 @@ def test_hostile_texts_stay_text_in_a_notebook(version):
         *(version.concept(i) for i in version.graph.nodes["id"].to_pylist()),
     ]
     for each in shown:
-        page = Tags()
+        page = ConceptTags()
         page.feed(each._repr_html_())
         page.close()
         known = {"div", "strong", "table", "thead", "tbody", "tr", "th", "td", "ol", "li", "span"}
@@ -120,7 +120,7 @@ def test_hostile_texts_stay_text_in_a_notebook(version):
         assert page.attributes <= {"style"}, each
         assert "script" not in page.tags
     for each in (version.concept("1:0"), version.graph, version):
-        page = Tags()
+        page = ConceptTags()
         page.feed(each._repr_html_())
         # What was said is all there, as text.
         assert HOSTILE in page.text, each

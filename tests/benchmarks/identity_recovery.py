@@ -1,6 +1,6 @@
 """Identity of concepts that are learnt again: two nights on worlds with known concepts, aligned.
 
-    python tests/benchmarks/alignment.py [--seeds 3] [--learners …] [--worlds …]
+    python tests/benchmarks/identity_recovery.py [--seeds 3] [--learners …] [--worlds …]
 
 A world of vectors is sampled and learnt twice, with other rows and another seed of learning. Each
 night's concepts are matched with the true directions, so that it is known which true concept every
@@ -51,7 +51,7 @@ _SAME = 0.7
 _SHARE_REPLACED = 0.1
 
 
-class Scale(NamedTuple):
+class NightScale(NamedTuple):
     """How large the worlds are, and how long learning takes."""
 
     sizes: tuple[int, ...] = (60, 30)
@@ -70,13 +70,15 @@ class Night(NamedTuple):
     present: np.ndarray
 
 
-def hierarchical(x: list[np.ndarray], widths: list[int], k: list[int], seed: int, scale: Scale):
+def hierarchical(
+    x: list[np.ndarray], widths: list[int], k: list[int], seed: int, scale: NightScale
+):
     """Directions and encoder per level of a ``HierarchicalSelectionModel``."""
     model = HierarchicalSelectionModel(widths, k, seed, steps=scale.steps, rounds=scale.rounds)
     return [(d.directions.numpy(), encoder(d)) for d in model.fit(x).dictionaries_]
 
 
-def independent(x: list[np.ndarray], widths: list[int], k: list[int], seed: int, scale: Scale):
+def independent(x: list[np.ndarray], widths: list[int], k: list[int], seed: int, scale: NightScale):
     """The same of a dictionary per level, in whitened coordinates."""
     fitted = [
         fit_dictionary(rows, width, own, 5 * scale.steps, seed, "batchtopk", whiten=True)
@@ -92,7 +94,7 @@ def encoder(dictionary):
     return lambda rows: dictionary.encode(rows).numpy()
 
 
-def night(world, absent: list[np.ndarray], rows: int, seed: int, learner, scale: Scale):
+def night(world, absent: list[np.ndarray], rows: int, seed: int, learner, scale: NightScale):
     """One night's activations without some concepts, and what was learnt of them."""
     sample = world.sample(rows, seed=seed)
     x, present = [], []
@@ -137,7 +139,7 @@ def scores(first: Night, second: Night, aligned: Alignment) -> dict[str, float]:
     }
 
 
-def run(learner: str, world_name: str, replaced: bool, seed: int, scale: Scale) -> list[dict]:
+def run(learner: str, world_name: str, replaced: bool, seed: int, scale: NightScale) -> list[dict]:
     """Two nights of one world; a row per level."""
     # Worlds are larger by what is absent, so that every night has about the sizes asked for.
     extra = [round(_SHARE_REPLACED * size) if replaced else 0 for size in scale.sizes]
@@ -183,10 +185,10 @@ def summary(rows: list[dict]) -> list[str]:
     return lines
 
 
-SMALL = Scale()
+SMALL = NightScale()
 
 
-def main(arguments: list[str] | None = None, scale: Scale = SMALL) -> list[dict]:
+def main(arguments: list[str] | None = None, scale: NightScale = SMALL) -> list[dict]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--learners", nargs="+", choices=LEARNERS, default=list(LEARNERS))
     parser.add_argument("--worlds", nargs="+", choices=WORLDS, default=list(WORLDS))
@@ -197,7 +199,7 @@ def main(arguments: list[str] | None = None, scale: Scale = SMALL) -> list[dict]
     places = product(range(options.seeds), options.learners, options.worlds, (False, True))
     for seed, learner, world, replaced in places:
         rows += run(learner, world, replaced, seed, scale)
-        write(options.out / "alignment.csv", rows, FIELDS + SHARES + COUNTS)
+        write(options.out / "identity_recovery.csv", rows, FIELDS + SHARES + COUNTS)
     sys.stdout.write("\n".join(summary(rows)) + "\n")
     return rows
 

@@ -1,6 +1,6 @@
 """The benchmark of the HTTP service runs, and every kind of answer comes."""
 
-from tests.benchmarks.service import KINDS, measure
+from tests.benchmarks.service_speed import KINDS, measure
 
 
 def test_every_kind_of_answer_is_measured():

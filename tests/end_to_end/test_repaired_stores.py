@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(600)]
 @pytest.fixture
 def copied(built, recipe, tiny_recipe, tmp_path):
     """A copy of the finished run's store, and a recipe file that names it."""
-    from tests.end_to_end.damage import copied
+    from tests.end_to_end.damaged_stores import copied
 
     store = copied(built, recipe, tmp_path / "store")
     path = tmp_path / "tiny.yaml"

@@ -1,6 +1,6 @@
 """Reading shuffled batches: the loader against a raw memory map and SAELens' activation cache.
 
-    python tests/benchmarks/loader.py
+    python tests/benchmarks/loader_speed.py
 
 All contenders give batches of 4,096 rows of 256 float16 numbers, from the page cache, and read
 every row once; they take turns, so that a busy machine slows all of them alike.
@@ -38,7 +38,7 @@ from storage.locations import Location
 from storage.tables.activations import ActivationPlan, ActivationSet, ActivationWriter, LevelPlan
 from storage.tables.loader import ActivationLoader
 
-RESULTS = Path(__file__).parent / "results" / "loader.csv"
+RESULTS = Path(__file__).parent / "results" / "loader_speed.csv"
 WIDTH, BATCH, SHARD, CONTEXT = 256, 4096, 16_384, 128
 
 
@@ -207,7 +207,9 @@ def main(n_rows: int = 32 * SHARD, repeats: int = 7, results: Path = RESULTS) ->
     ]
     results.parent.mkdir(exist_ok=True)
     with results.open("w", newline="") as file:
-        file.write(f"# python tests/benchmarks/loader.py; medians of {repeats}, taking turns\n")
+        file.write(
+            f"# python tests/benchmarks/loader_speed.py; medians of {repeats}, taking turns\n"
+        )
         file.write(f"# {platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, ")
         file.write(f"load {os.getloadavg()[0]:.1f}, Python {platform.python_version()}, ")
         file.write(f"NumPy {np.__version__}\n")

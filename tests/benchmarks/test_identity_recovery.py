@@ -8,17 +8,17 @@ from storage.graph.alignment import Alignment
 
 @pytest.fixture
 def alignment(import_benchmark):
-    return import_benchmark("alignment")
+    return import_benchmark("identity_recovery")
 
 
 def test_concepts_of_a_small_world_are_found_again(alignment, tmp_path):
-    small = alignment.Scale(sizes=(12, 10), dim=24, rows=2000, steps=60)
+    small = alignment.NightScale(sizes=(12, 10), dim=24, rows=2000, steps=60)
     arguments = ["--learners", "independent", "--worlds", "mixed gates", "--seeds", "1"]
     rows = alignment.main([*arguments, "--out", str(tmp_path)], small)
     assert len(rows) == 4
     assert all(row["kept"] > 0.9 for row in rows if row["level"] == 1)
     assert all(row["wrong"] < 0.2 for row in rows)
-    assert len((tmp_path / "alignment.csv").read_text().splitlines()) == 7
+    assert len((tmp_path / "identity_recovery.csv").read_text().splitlines()) == 7
 
 
 def test_scores_count_what_is_kept_mixed_up_born_and_gone(alignment):

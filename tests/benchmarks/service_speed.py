@@ -1,7 +1,8 @@
 """Requests per second that the artifacts' HTTP service answers on the loopback address.
 
-``python -m tests.benchmarks.service`` publishes a version, serves it from a process of its own,
-asks from eight threads for the kinds of answers there are, and writes results/service.csv.
+``python -m tests.benchmarks.service_speed`` publishes a version, serves it from a process of its
+own, asks from eight threads for the kinds of answers there are, and writes
+``results/service_speed.csv``.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from storage.artifacts import Registry
 from storage.graph.concept_graph import ConceptGraph, concept_ids
 
 CLIENTS = 8
-RESULTS = Path(__file__).parent / "results" / "service.csv"
+RESULTS = Path(__file__).parent / "results" / "service_speed.csv"
 
 
 def publish(folder: Path, n_concepts: int = 2000, n_edges: int = 10_000) -> None:
@@ -115,7 +116,7 @@ def main() -> None:
         writer = csv.DictWriter(stream, ["answer", "requests_per_second", "machine", "command"])
         writer.writeheader()
         for row in rows:
-            command = "python -m tests.benchmarks.service"
+            command = "python -m tests.benchmarks.service_speed"
             writer.writerow(row | {"machine": machine, "command": command})
 
 

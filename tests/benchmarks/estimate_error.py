@@ -1,9 +1,9 @@
 """What `strata estimate` says of a recipe against what the run then takes.
 
-    python tests/benchmarks/estimate.py [RECIPE] [--set NAME=VALUE …]
+    python tests/benchmarks/estimate_error.py [RECIPE] [--set NAME=VALUE …]
 
-Writes ``results/estimate.csv``: per step the estimated and the real seconds and their ratio, and
-the same for bytes.
+Writes ``results/estimate_error.csv``: per step the estimated and the real seconds and their ratio,
+and the same for bytes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-RESULTS = Path(__file__).parent / "results" / "estimate.csv"
+RESULTS = Path(__file__).parent / "results" / "estimate_error.csv"
 FIELDS = ("recipe", "what", "estimated", "real", "ratio", "machine", "command")
 
 
@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, object]]:
         strata("run", *common)
         rows = compare(said, Path(store))
     machine = f"{platform.processor() or platform.machine()}, {platform.node()}"
-    command = " ".join(["python", "tests/benchmarks/estimate.py", given.recipe, *settings])
+    command = " ".join(["python", "tests/benchmarks/estimate_error.py", given.recipe, *settings])
     written = [
         {"recipe": given.recipe, "what": what, "estimated": round(a, 1), "real": round(b, 1)}
         | {"ratio": round(a / b, 3), "machine": machine, "command": command}

@@ -19,7 +19,7 @@ from storage.care.shelf_doctor import examine_registry
 from storage.locations import Location
 from storage.references import RECORD_FILES, Reference
 from storage.sealing.damage import CorruptFile, Damaged
-from tests.end_to_end.damage import KINDS, copied, damaged
+from tests.end_to_end.damaged_stores import KINDS, copied, damaged
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(900)]
 
