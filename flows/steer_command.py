@@ -48,7 +48,7 @@ def steer(
 ) -> None:
     """Steer a model by its concepts and write a page with what it did before and after.
 
-    What was drawn or written is compared from the same seed, with the price of each edit beside it.
+    What was drawn or written is compared from the same seed, with the cost of each edit beside it.
     """
     name, version, place = _artifact(target, store)
     if not concept and find is None:

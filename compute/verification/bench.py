@@ -18,7 +18,7 @@ from compute.steering.places import Moment, PlaceRows, Target
 from compute.steering.running import RowChange
 from compute.steering.steering_levels import ConceptLevel, find_level
 
-__all__ = ["Bench", "Direction", "Pool", "Replace"]
+__all__ = ["Add", "Bench", "Direction", "Pool", "Replace"]
 
 Direction = Literal["up", "down"]
 
@@ -81,6 +81,37 @@ class Replace:
         codes = self._dictionary.encode(x)
         delta = (self._change(codes) - codes) @ self._dictionary.W_dec
         return RowChange(torch.arange(len(x), device=x.device), delta)
+
+
+class Add:
+    """Adds to the code of one concept in every sample of a pass.
+
+    Parameters
+    ----------
+    concepts : ``(b,)`` which concept's code is changed in each sample.
+    changes : ``(b, p)`` what is added to that code in each row.
+    """
+
+    def __init__(
+        self,
+        dictionary: Dictionary,
+        concepts: NDArray[np.int64],
+        changes: NDArray[np.float32],
+    ) -> None:
+        where = torch.from_numpy(concepts).to(dictionary.device)
+        self._directions = dictionary.W_dec[where]
+        self._changes = torch.from_numpy(changes).to(dictionary.device)
+
+    def changes(self, rows: PlaceRows) -> Tensor:
+        """Return what is added in each row of a place, ``(b, p)``."""
+        return self._changes
+
+    def __call__(self, rows: PlaceRows, moment: Moment) -> RowChange:
+        """Return the change of every row in which the code changes."""
+        changes = self.changes(rows)
+        item, position = changes.nonzero(as_tuple=True)
+        delta = changes[item, position][:, None] * self._directions[item]
+        return RowChange(item * changes.shape[1] + position, delta)
 
 
 class Bench(ABC):

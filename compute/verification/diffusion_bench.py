@@ -36,7 +36,7 @@ from compute.steering.editing import nearest_timestep
 from compute.steering.places import Moment, PlaceRows, Target
 from compute.steering.running import Intervention, Interventions, RowChange
 from compute.steering.steering_levels import ConceptLevel
-from compute.verification.bench import Bench, Direction
+from compute.verification.bench import Add, Bench, Direction
 
 __all__ = ["DiffusionBench"]
 
@@ -214,8 +214,8 @@ class DiffusionBench(Bench):
         raise ValueError(f"prediction_type {kind!r} of the scheduler is not known")
 
 
-class _Paint:
-    """Adds to one concept's code in the patches of every sample of the batch."""
+class _Paint(Add):
+    """Adds to one concept's code on the patches of every sample, at places of any size."""
 
     def __init__(
         self,
@@ -224,16 +224,12 @@ class _Paint:
         changes: NDArray[np.float32],
         grid: Grid,
     ) -> None:
-        where = torch.from_numpy(concepts).to(dictionary.device)
-        self._directions = dictionary.W_dec[where]
-        maps = torch.from_numpy(changes).to(dictionary.device)
-        self._maps = maps.reshape(len(maps), 1, grid.height, grid.width)
+        super().__init__(dictionary, concepts, changes)
+        self._maps = self._changes.reshape(len(concepts), 1, grid.height, grid.width)
 
-    def __call__(self, rows: PlaceRows, moment: Moment) -> RowChange | None:
-        values = _to_grid(self._maps, rows)
-        item, position = values.nonzero(as_tuple=True)
-        delta = values[item, position][:, None] * self._directions[item]
-        return RowChange(item * values.shape[1] + position, delta)
+    def changes(self, rows: PlaceRows) -> Tensor:
+        """Return the changes on a place's own patches, without blurring."""
+        return functional.interpolate(self._maps, size=rows.grid).flatten(1)
 
 
 class _ReplaceOnGrid:
@@ -251,8 +247,3 @@ class _ReplaceOnGrid:
         painted = functional.interpolate(painted.permute(0, 3, 1, 2), size=tuple(maps.shape[-2:]))
         flat = painted.flatten(2).transpose(1, 2).reshape(-1, width)
         return RowChange(torch.arange(len(flat), device=flat.device), flat)
-
-
-def _to_grid(maps: Tensor, rows: PlaceRows) -> Tensor:
-    """Bring ``(b, 1, h, w)`` to a place's own patches, ``(b, p)``, without blurring."""
-    return functional.interpolate(maps, size=rows.grid).flatten(1)

@@ -11,13 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from compute.dictionaries import Dictionary
 from compute.models.hooks import StopForward
 from compute.models.language import Context, LanguageModel
 from compute.steering.places import Moment, PlaceRows, Target
-from compute.steering.running import Intervention, Interventions, RowChange
+from compute.steering.running import Intervention, Interventions
 from compute.steering.steering_levels import ConceptLevel
-from compute.verification.bench import Bench, Replace
+from compute.verification.bench import Add, Bench, Replace
 
 __all__ = ["LanguageBench"]
 
@@ -78,7 +77,7 @@ class LanguageBench(Bench):
         """One pass in which the one level is changed and the other is read."""
         lower, upper = self.level(changed), self.level(read)
         seen: dict[int, Tensor] = {}
-        act = _Add(lower.dictionary, concepts, changes)
+        act = Add(lower.dictionary, concepts, changes)
         with (
             Interventions(
                 self.target, [(lower.hookpoint, act)], [(upper.hookpoint, _Keep(seen, read, 1))]
@@ -119,22 +118,3 @@ class _Keep:
         self._seen[self._level] = rows.values.clone()
         if len(self._seen) == self._enough:
             raise StopForward
-
-
-class _Add:
-    """Adds to one concept's code in every sample of the batch."""
-
-    def __init__(
-        self,
-        dictionary: Dictionary,
-        concepts: NDArray[np.int64],
-        changes: NDArray[np.float32],
-    ) -> None:
-        where = torch.from_numpy(concepts).to(dictionary.device)
-        self._directions = dictionary.W_dec[where]
-        self._changes = torch.from_numpy(changes).to(dictionary.device)
-
-    def __call__(self, rows: PlaceRows, moment: Moment) -> RowChange | None:
-        item, position = self._changes.nonzero(as_tuple=True)
-        delta = self._changes[item, position][:, None] * self._directions[item]
-        return RowChange(item * self._changes.shape[1] + position, delta)
