@@ -19,7 +19,10 @@ _checked: ContextVar[tuple[Recipe, RunPlan] | None] = ContextVar("_checked", def
 
 @contextmanager
 def already_checked(recipe: Recipe, found: RunPlan) -> Iterator[None]:
-    """Let a run within this block believe what was found just before it, and not look again."""
+    """Let a run within this block believe what was found just before it, and not look again.
+
+    A parameter would have to be one of the flow, and would stand in the form of its deployment.
+    """
     token = _checked.set((recipe, found))
     try:
         yield

@@ -12,6 +12,7 @@ import base64
 import io
 import json
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import yaml
@@ -24,8 +25,8 @@ from tests.live import LiveStack
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "flows" / "recipes" / "sprites-blocks.yaml"
 MOST_BYTES = 150_000
-# Concepts of one level that a picture shows with their labels.
-MOST = 10
+# Concepts of one level that a picture shows with their labels, clear of the buttons.
+MOST = 16
 
 
 def take(folder: Path) -> None:
@@ -49,7 +50,7 @@ def take(folder: Path) -> None:
 
 def photograph_run(browser, stack, run, path):
     """The page of a run: its steps over time, and what each was made of."""
-    page = open_page(browser, height=560)
+    page = open_page(browser, height=572)
     # The second, where `strata up` has made a password, is what logging in leaves in the browser.
     kept = {"color-scheme": json.dumps("light")}
     if login := getattr(stack, "login", None):
@@ -66,7 +67,7 @@ def photograph_run(browser, stack, run, path):
 
 def photograph_atlas(browser, artifact, path):
     """The atlas, open at one concept and its kin."""
-    page = open_page(browser, height=800)
+    page = open_page(browser, height=806)
     page.goto(f"{artifact.report_path.as_uri()}#concept={telling_concept(artifact)}&focus=1")
     page.wait_for_selector("body[data-ready]")
     page.wait_for_selector("article.concept")
@@ -79,10 +80,14 @@ def telling_concept(artifact):
     graph, chosen = artifact.graph, []
     named = {node["id"]: bool(node["label"]) for node in graph.nodes.to_pylist()}
     for node in graph.nodes.to_pylist():
-        below, above = graph.parents(node["id"]), graph.children(node["id"])
+        kin = [*graph.parents(node["id"]), *graph.children(node["id"])]
+        shown = Counter(
+            each.split(":")[0]
+            for each in [*graph.ancestors(node["id"]), *graph.descendants(node["id"])]
+        )
+        between = shown.keys() >= {str(node["level"] + step) for step in (-2, -1, 1)}
         # A label of two words names a thing and its place.
-        if "·" in (node["label"] or "") and below and above and max(len(below), len(above)) < MOST:
-            kin = [*below, *above]
+        if "·" in (node["label"] or "") and between and max(shown.values()) <= MOST:
             chosen.append((sum(named[each] for each in kin) / len(kin), len(kin), node["id"]))
     return max(chosen)[2]
 

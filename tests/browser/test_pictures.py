@@ -30,9 +30,12 @@ def test_a_picture_is_saved_with_the_colours_that_fit(tmp_path, monkeypatch):
 
 
 def test_the_concept_that_is_shown_names_a_thing_and_has_few_named_kin():
-    labels = {"1:0": "red", "1:1": "", "2:0": "tree · left", "2:1": "car · left", "2:2": "left"}
+    labels = {"0:0": "a", "1:0": "red", "1:1": "", "2:0": "tree · left", "2:1": "car · left"}
+    labels |= {"2:2": "left", "2:3": "house · left", "2:4": "boat · left"}
     labels |= {f"3:{i}": "top" for i in range(MOST + 1)}
     edges = [("1:0", "2:0"), ("2:0", "3:0"), ("1:1", "2:1"), ("2:1", "3:1"), ("1:0", "2:2")]
+    edges += [("0:0", "1:0"), ("0:0", "1:1"), ("2:2", "3:0"), ("2:4", "3:0")]
+    edges += [("1:0", "2:3"), *(("2:3", f"3:{i}") for i in range(MOST + 1))]
     graph = ConceptGraph.from_columns(
         {
             "level": [int(name[0]) for name in labels],
@@ -46,5 +49,5 @@ def test_the_concept_that_is_shown_names_a_thing_and_has_few_named_kin():
             "confidence": [1.0] * len(edges),
         },
     )
-    # Not that with unnamed kin, nor that which names a place alone.
+    # Not that with unnamed kin, nor that which names a place alone, has too much kin, or no parts.
     assert telling_concept(SimpleNamespace(graph=graph)) == "2:0"
