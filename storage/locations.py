@@ -32,7 +32,7 @@ import time
 import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -69,6 +69,8 @@ _BLOCK = 2**20
 _REMOTE_BLOCK = 2**22
 # A file that was written less than this ago may be written again without a change of its times.
 _CLOCK_GRAIN_NS = 2_000_000_000
+# How often a file is written whose name or folder others take away meanwhile.
+_MOST_TRIES = 5
 # Of <fcntl.h> and <stdio.h>: Linux's renameat2 and macOS' renamex_np.
 _AT_FDCWD, _RENAME_NOREPLACE, _RENAME_EXCL = -100, 1, 4
 _URL = re.compile(
@@ -307,6 +309,15 @@ def _check_size(size: int, most: int | None, where: str) -> None:
 
 def _create_file(path: Path, data: bytes) -> None:
     """Make a file with its whole content appear under a name that nobody has taken."""
+    for _ in range(_MOST_TRIES - 1):
+        # Collectors may take a file without its name yet, or an empty folder, for a leftover.
+        with suppress(FileNotFoundError):
+            _try_to_create(path, data)
+            return
+    _try_to_create(path, data)
+
+
+def _try_to_create(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Named as obstore names its own, so that listings leave it out.
     partial = path.with_name(f"{path.name}#{SystemRandom().getrandbits(63)}")
@@ -323,7 +334,7 @@ def _create_file(path: Path, data: bytes) -> None:
 def _take_name(partial: Path, path: Path) -> None:
     try:
         os.link(partial, path)
-    except FileExistsError:
+    except (FileExistsError, FileNotFoundError):
         raise
     except OSError as error:
         # FAT, exFAT and some network disks have no hard links, but can rename without replacing.

@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import shutil
 import socket
 import threading
 import time
@@ -273,6 +274,27 @@ def test_a_disk_without_hard_links(tmp_path, monkeypatch, renames):
         assert not location.exists("claim")
     names = {path.name for path in location.local_path.iterdir()}
     assert names == ({"claim"} if renames else set())
+
+
+@pytest.mark.parametrize("times", [1, 99])
+def test_a_file_that_is_taken_for_a_leftover_is_written_again(tmp_path, monkeypatch, times):
+    """A collector that waits for nobody may come between a file's bytes and its name."""
+    link, taken = os.link, []
+
+    def late(partial, path):
+        if len(taken) < times:
+            taken.append(partial)
+            shutil.rmtree(partial.parent)
+        link(partial, path)
+
+    monkeypatch.setattr(os, "link", late)
+    location = Location(str(tmp_path / "store"))
+    if times == 1:
+        location.create("ledger/1.json", b"x")
+        assert location.get("ledger/1.json") == b"x"
+    else:
+        with pytest.raises(FileNotFoundError):
+            location.create("ledger/1.json", b"x")
 
 
 SECRETS = [
