@@ -12,6 +12,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from storage.graph.parquet_pages import measured_chunks
+
 __all__ = [
     "EDGE_SCHEMA",
     "NODE_SCHEMA",
@@ -51,10 +53,12 @@ EDGE_SCHEMA = pa.schema(
         pa.field("verdict", pa.string(), nullable=False),
     ]
 )
-_PLAIN_TYPES = ("BOOLEAN", "INT32", "INT64", "FLOAT", "DOUBLE")
+# Bytes of a value; of a text, those of its number in a dictionary.
+_WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "FLOAT": 4, "DOUBLE": 8, "BYTE_ARRAY": 4}
 _TEXTS = ("STRING", "JSON", "ENUM")
 _MOST_BYTES = 2**29
 _MOST_ROWS = 2**26
+_MOST_IN_LISTS = 2**25
 _BATCH_ROWS = 8192
 _SHARES = ("frequency", "unexplained", "confidence", "stability")
 
@@ -117,11 +121,14 @@ def read_parquet(source: bytes | str | Path, what: str, *, lists: bool = False) 
     ------
     ValueError
         If it is no Parquet file, repeats a column's name, has columns of other kinds, holds a text
-        that is not UTF-8, or more than 512 MiB of rows: a few bytes of such a file can stand for
-        terabytes of them.
+        that is not UTF-8, or more than 512 MiB of rows or 33,554,432 values in lists: a few bytes
+        of such a file can stand for terabytes of them.
     """
+    if isinstance(source, str | Path):
+        source = Path(source).read_bytes()
     try:
         _check_columns(pq.ParquetFile(_opened(source)), what, deepest=int(lists))
+        _check_pages(source, what)
         _check_rows(source, what)
         table = pq.ParquetFile(_opened(source)).read()
         table.validate(full=True)
@@ -131,8 +138,8 @@ def read_parquet(source: bytes | str | Path, what: str, *, lists: bool = False) 
     return table
 
 
-def _opened(source: bytes | str | Path) -> Any:
-    return pa.BufferReader(source) if isinstance(source, bytes) else source
+def _opened(source: bytes) -> Any:
+    return pa.BufferReader(source)
 
 
 def _check_columns(file: pq.ParquetFile, what: str, *, deepest: int) -> None:
@@ -143,7 +150,8 @@ def _check_columns(file: pq.ParquetFile, what: str, *, deepest: int) -> None:
     for column in columns:
         text = column.physical_type == "BYTE_ARRAY" and column.logical_type.type in _TEXTS
         depth = column.max_repetition_level
-        if depth > deepest or not (text or column.physical_type in _PLAIN_TYPES):
+        plain = column.physical_type != "BYTE_ARRAY" and column.physical_type in _WIDTHS
+        if depth > deepest or not (text or plain):
             kind = "lists of " * depth + str(column.physical_type)
             raise ValueError(
                 f"column {column.path!r} of {what} holds {kind}: give numbers, texts or truth "
@@ -155,7 +163,27 @@ def _check_columns(file: pq.ParquetFile, what: str, *, deepest: int) -> None:
         raise ValueError(f"{what} have {rows:,} rows, which is more than {_MOST_ROWS:,}.")
 
 
-def _check_rows(source: bytes | str | Path, what: str) -> None:
+def _check_pages(source: bytes, what: str) -> None:
+    """Refuse what would take too much memory, by what pages say of themselves."""
+    file = pq.ParquetFile(_opened(source))
+    columns = [file.schema.column(i) for i in range(len(file.schema))]
+    size = in_lists = 0
+    try:
+        for chunk in measured_chunks(memoryview(source)):
+            column = columns[chunk.column]
+            size += max(chunk.decoded, chunk.values * _WIDTHS[column.physical_type])
+            in_lists += chunk.values if column.max_repetition_level else 0
+            if size > _MOST_BYTES:
+                raise ValueError(f"its pages hold more than {_MOST_BYTES:,} bytes of rows")
+            if in_lists > _MOST_IN_LISTS:
+                raise ValueError(f"its lists hold more than {_MOST_IN_LISTS:,} values")
+    except ValueError as error:
+        raise ValueError(f"{what} is not a readable Parquet file ({error}).") from None
+    except IndexError:
+        raise ValueError(f"{what} is not a readable Parquet file (columns differ).") from None
+
+
+def _check_rows(source: bytes, what: str) -> None:
     """Refuse what would take too much memory, looking at a few rows at a time."""
     file = pq.ParquetFile(_opened(source))
     columns = [file.schema.column(i) for i in range(len(file.schema))]

@@ -88,6 +88,24 @@ def test_a_few_bytes_that_stand_for_many_are_not_decoded(nested):
     assert pa.total_allocated_bytes() - before < 10**7
 
 
+def test_one_row_of_very_many_equal_values_is_not_decoded():
+    many = pa.ListArray.from_arrays(pa.array([0, 2**25 + 1], pa.int32()), pa.nulls(2**25 + 1))
+    data = written(pa.table({"values": many.cast(pa.list_(pa.bool_()))}))
+    assert len(data) < 10_000
+    del many
+    before = pa.total_allocated_bytes(), pa.default_memory_pool().max_memory()
+    with pytest.raises(ValueError, match="lists hold more than 33,554,432 values"):
+        read_parquet(data, "examples", lists=True)
+    assert (pa.total_allocated_bytes(), pa.default_memory_pool().max_memory()) == before
+
+
+def test_a_page_that_grows_when_it_is_decompressed_is_left_as_it_is(monkeypatch):
+    monkeypatch.setattr(storage.graph.graph_columns, "_MOST_BYTES", 10_000)
+    data = written(pa.table({"label": ["x" * 20_000]}), compression="zstd")
+    with pytest.raises(ValueError, match="pages hold more than 10,000 bytes"):
+        read_parquet(data, "nodes")
+
+
 def test_more_rows_than_may_be_are_refused_by_the_metadata(monkeypatch):
     monkeypatch.setattr(storage.graph.graph_columns, "_MOST_ROWS", 10)
     with pytest.raises(ValueError, match="have 11 rows, which is more than 10"):
