@@ -34,7 +34,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from random import SystemRandom
 from typing import TYPE_CHECKING, Any, Self
@@ -302,6 +302,40 @@ def _is_link(opened: list[int], path: str) -> bool:
     return stat.S_ISLNK(found.st_mode)
 
 
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What lies in a folder of a disk under names that a store could give; nothing in a file."""
+    try:
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if _is_listed(entry.name)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _is_listed(name: str) -> bool:
+    return name.isprintable() and "\\" not in name and not is_partial(name)
+
+
+def _files_below(root: Path, prefix: str) -> Iterator[tuple[str, os.stat_result]]:
+    """Paths below `root` of all regular files in its folder `prefix`, and what is known of each.
+
+    The store's client ends at the first name that it does not like and at links in a circle, so
+    that one stranger would hide everything.
+    """
+    waiting = [_check_path(prefix) if prefix else ""]
+    while waiting:
+        folder = waiting.pop()
+        for entry in _entries(root / folder):
+            path = f"{folder}/{entry.name}" if folder else entry.name
+            if entry.is_dir(follow_symlinks=False):
+                waiting.append(path)
+                continue
+            # It may be deleted meanwhile.
+            with suppress(FileNotFoundError):
+                found = entry.stat(follow_symlinks=False)
+                if stat.S_ISREG(found.st_mode):
+                    yield path, found
+
+
 def _check_size(size: int, most: int | None, where: str) -> None:
     if most is not None and size > most:
         raise BadObject(where, f"has {size:,} bytes, which is more than {most:,}")
@@ -567,8 +601,13 @@ class Location:
         """Yield the paths of all objects below the folder `prefix`, in no particular order.
 
         With `after`, only of those whose path sorts after this one; an object store is then not
-        even asked for the names before it.
+        even asked for the names before it. On a disk, links, pipes, devices and what no
+        store could name are left out.
         """
+        if self.local_path is not None:
+            start = "" if after is None else _check_path(after)
+            yield from (path for path, _ in _files_below(self.local_path, prefix) if path > start)
+            return
         offset = None if after is None else self._key(after)
         with _plain_errors():
             for batch in obstore.list(self._store, self._folder(prefix), offset=offset):
@@ -577,6 +616,8 @@ class Location:
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """Lengths in bytes of all objects below the folder `prefix`, by path."""
+        if self.local_path is not None:
+            return {path: found.st_size for path, found in _files_below(self.local_path, prefix)}
         with _plain_errors():
             return {
                 self._relative(str(entry["path"])): int(entry["size"])
@@ -596,6 +637,10 @@ class Location:
 
     def last_modified(self, prefix: str = "") -> datetime | None:
         """When an object below the folder `prefix` was last written; None if there is none."""
+        if self.local_path is not None:
+            stats = (found for _, found in _files_below(self.local_path, prefix))
+            seconds = max((found.st_mtime for found in stats), default=None)
+            return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
         with _plain_errors():
             batches = obstore.list(self._store, self._folder(prefix))
             times = (entry["last_modified"] for batch in batches for entry in batch)
@@ -603,6 +648,9 @@ class Location:
 
     def children(self, prefix: str = "") -> list[str]:
         """Return the sorted names of the folders and objects directly below `prefix`."""
+        if self.local_path is not None:
+            folder = self.local_path / _check_path(prefix) if prefix else self.local_path
+            return sorted(entry.name for entry in _entries(folder))
         with _plain_errors():
             found = obstore.list_with_delimiter(self._store, self._folder(prefix))
         paths = [str(p) for p in found["common_prefixes"]] + [

@@ -180,6 +180,53 @@ def test_a_store_may_lie_behind_a_link(tmp_path, local):
     assert local.get("folder/file", most=5) == b"12345"
 
 
+@pytest.mark.parametrize("name", [b"\xff\xfe.json", b"\x1b]0;hi\x07", b"a\\b"])
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_name_that_no_store_could_give_hides_nothing(local, name, kind):
+    for folder in (local.local_path, local.local_path / "folder"):
+        path = os.path.join(os.fsencode(folder), name)
+        os.close(os.open(path, os.O_CREAT)) if kind == "file" else os.mkdir(path)
+    assert local.children() == ["folder"]
+    assert local.children("folder") == ["file"]
+    assert list(local.walk()) == ["folder/file"]
+    assert local.sizes() == {"folder/file": 5}
+    assert local.last_modified() is not None
+
+
+def test_links_in_a_circle_hide_nothing(local):
+    (local.local_path / "folder" / "up").symlink_to("..")
+    (local.local_path / "folder" / "self").symlink_to("self")
+    (local.local_path / "gone").symlink_to("nowhere")
+    assert local.children() == ["folder", "gone"]
+    assert list(local.walk()) == ["folder/file"]
+    assert list(local.walk(after="folder/file")) == []
+
+
+def test_a_file_that_is_taken_for_a_leftover_is_created_again(local, monkeypatch):
+    link, lost = os.link, []
+
+    def late(source, target):
+        if len(lost) < 3:
+            lost.append(source)
+            os.unlink(source)
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", late)
+    local.create("folder/entry", b"1")
+    assert local.get("folder/entry") == b"1"
+    assert sorted(path.name for path in (local.local_path / "folder").iterdir()) == [
+        "entry",
+        "file",
+    ]
+
+
+def test_a_file_holds_no_objects(local):
+    local.put("a", b"1")
+    assert local.children("a") == list(local.walk("a")) == []
+    assert local.sizes("a") == {}
+    assert local.last_modified("a") is None
+
+
 def test_a_place_that_is_a_circle_of_links_is_refused(tmp_path, local):
     (local.local_path / "x").symlink_to("x")
     with pytest.raises(BadObject, match="leads to itself"):
