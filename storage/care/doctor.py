@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 from urllib.parse import unquote
 
-from storage.locations import Location, NotFound
+from storage.locations import BadObject, Location, NotFound
 from storage.records import digest, read_json
 from storage.references import RECORD_FILES, Reference, Step, belongs_to_no_result
 from storage.sealing.condemned import CONDEMNED_FILE, read_condemned
@@ -31,6 +31,7 @@ from storage.tables.sealed import (
     seal_record,
     shard_object,
     shard_objects,
+    small_file,
 )
 
 __all__ = [
@@ -107,8 +108,8 @@ def find_damage(table: SealedTable[Any]) -> list[Damage]:
     """
     plan, location = table.plan, table.location
     found: list[Damage] = _wrong_zarr_metadata(location, plan)
-    seal = seal_record(plan, location.get("plan.json"), table.content_hash)
-    if location.get("sealed.json") != seal:
+    seal = seal_record(plan, small_file(location, "plan.json"), table.content_hash)
+    if small_file(location, "sealed.json") != seal:
         found.append(CorruptFile("sealed.json", "not what was sealed", location.url))
     return found + _wrong_rows(table)
 
@@ -162,8 +163,8 @@ def _wrong_rows(table: SealedTable[Any], damaged: Container[str] | None = None) 
 def read_receipt(location: Location, shard: int) -> bytes:
     """A shard's receipt as it lies there; nothing where there is none."""
     try:
-        return location.get(f"receipts/{shard}.json")
-    except FileNotFoundError:
+        return small_file(location, f"receipts/{shard}.json")
+    except (FileNotFoundError, BadObject):
         return b""
 
 
@@ -174,9 +175,9 @@ def _wrong_zarr_metadata(location: Location, plan: TablePlan) -> list[Damage]:
     found: list[Damage] = []
     for path in sorted(path for path in expected.walk("rows") if path.endswith("zarr.json")):
         try:
-            same = read_json(location.get(path)) == read_json(expected.get(path))
+            same = read_json(small_file(location, path)) == read_json(expected.get(path))
             reason = "not what was planned"
-        except (NotFound, ValueError) as error:
+        except (NotFound, BadObject, ValueError) as error:
             same, reason = False, type(error).__name__
         if not same:
             found.append(CorruptFile(path, reason, location.url))

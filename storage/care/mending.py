@@ -14,7 +14,7 @@ from typing import Any
 from storage.artifacts import Artifact, CorruptArtifact, Registry, UnknownArtifact
 from storage.care.doctor import NO_FILE, Finding, examine, read_receipt, step_folders
 from storage.care.shelf_doctor import ARTIFACTS, MODELS
-from storage.locations import Location, NotFound, is_partial
+from storage.locations import BadObject, Location, NotFound, is_partial
 from storage.records import digest
 from storage.references import RECORD_FILES, Reference
 from storage.registry.manifests import SUMS_FILE
@@ -30,6 +30,7 @@ from storage.tables.sealed import (
     receipt,
     seal_record,
     shard_objects,
+    small_file,
 )
 
 __all__ = ["Copies", "mend", "mend_metadata", "mend_models", "mend_registry", "mend_version"]
@@ -171,9 +172,9 @@ def _mend_table(
     """Mend a table's metadata; return its shards, and whether plan and seal were taken away."""
     if damaged & {"plan.json", "sealed.json"}:
         try:
-            plan_json = location.get("plan.json")
+            plan_json = small_file(location, "plan.json")
             plan = table_type(plan_json).plan_type.model_validate_json(plan_json)
-        except (NotFound, ValueError):
+        except (NotFound, BadObject, ValueError):
             plan = None
         if plan is None or content_hash is None or "plan.json" in damaged:
             # Who wrote them will again; all shards and receipts stay.

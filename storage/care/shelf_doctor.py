@@ -17,10 +17,16 @@ from storage.care.doctor import (
     step_folders,
     stray,
 )
-from storage.locations import Location, NotFound, check_name, is_partial
-from storage.records import canonical_json, digest, read_json
+from storage.locations import BadObject, Location, NotFound, check_name, is_partial
+from storage.records import MAX_RECORD, canonical_json, digest, read_json
 from storage.references import Reference
-from storage.registry.manifests import MANIFEST_FILE, SUMS_FILE, ArtifactReference, Manifest
+from storage.registry.manifests import (
+    MANIFEST_FILE,
+    MAX_MANIFEST,
+    SUMS_FILE,
+    ArtifactReference,
+    Manifest,
+)
 from storage.registry.signatures import BadSignature
 from storage.sealing.damage import CorruptFile
 from storage.sealing.seals import SEAL_FILE, SealedFolder
@@ -28,8 +34,11 @@ from storage.sealing.seals import SEAL_FILE, SealedFolder
 __all__ = ["ARTIFACTS", "MODELS", "examine_models", "examine_registry"]
 
 ARTIFACTS, MODELS = "artifacts", "models"
-# What a registry keeps beside the folders of versions; `newest` is a hint for readers.
-_LEDGER_FILE = re.compile(r"(records|removed|aliases/[^/]+)/(?:(\d{8})\.json|newest)")
+# Where sums alone are left, nothing says how long a file was; the largest dictionaries are shorter.
+_MOST_UNSIZED = 2**36
+# What a registry keeps beside the folders of versions, and may hold anything or nothing.
+_NOTE = re.compile(r"(records|changes|removed|aliases/[^/]+)/newest|clock|condemned/[^/]+")
+_ENTRY = re.compile(r"(records|changes|removed|aliases/[^/]+)/(\d{8})\.json")
 
 
 def examine_registry(store: Location) -> list[Finding]:
@@ -90,33 +99,50 @@ def _examine_shelf(folder: Location) -> tuple[list[Finding], set[str]]:
     """Check what lies beside the versions' folders; return these folders' names as well."""
     found: list[Finding] = []
     versions = set()
+    changes: set[int] = set()
     for path, kind in everything(folder):
         head, _, rest = path.partition("/")
-        match = _LEDGER_FILE.fullmatch(path)
+        match = _ENTRY.fullmatch(path)
+        if match is not None and match[1] == "changes":
+            changes.add(int(match[2]))
         if head == "versions" and "/" in rest:
             versions.add(rest.split("/", 1)[0])
         elif is_partial(path):
             found.append(Finding(folder.url, path, "left over", "of a writer that was killed"))
-        elif kind == "other" or match is None:
+        elif kind == "file" and _NOTE.fullmatch(path):
+            continue
+        elif kind != "file" or match is None:
             reason = f"a {kind} that no publisher wrote: take it away"
             found.append(Finding(folder.url, path, "stranger", reason))
-        elif match[2] and not _is_entry(folder.get(path), int(match[2]), match[1]):
-            found.append(Finding(folder.url, path, "damaged", "digest, or another number"))
+        elif not _is_entry(folder, path, int(match[2]), match[1]):
+            found.append(Finding(folder.url, path, "damaged", "digest, or another place"))
+    # Those of versions are missed when they are read; of the changes, only the newest is.
+    found += [
+        Finding(folder.url, f"changes/{number:08d}.json", "damaged", "missing")
+        for number in _gaps(changes)
+    ]
     return found, versions
 
 
-def _is_entry(data: bytes, number: int, ledger: str) -> bool:
-    """Whether these bytes are an entry of a ledger, spelt as one is, under its own number."""
+def _gaps(numbers: set[int]) -> list[int]:
+    """The first number that is missing between others; the numbers may be anybody's."""
+    return next(([n] for n in range(1, max(numbers, default=0)) if n not in numbers), [])
+
+
+def _is_entry(folder: Location, path: str, number: int, ledger: str) -> bool:
+    """Whether a file is an entry of a ledger, spelt as one is, in its own place."""
     try:
+        data = folder.get(path, most=MAX_RECORD)
         body = read_json(data)
         stated = body.pop("digest")
         if canonical_json(body | {"digest": stated}) != data:
             return False
         if digest(canonical_json(body)) != stated:
             return False
-        told = body.get("number", body["entry"].get("version"))
-        return ledger != "records" or told == number
-    except (ValueError, KeyError, TypeError, AttributeError):
+        if "form" in body:
+            return (body["ledger"], body["number"]) == (ledger, number)
+        return ledger != "records" or body["entry"]["version"] == number
+    except (BadObject, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 
@@ -137,8 +163,8 @@ def _named(
 def _by_its_manifest(registry: Registry, location: Location) -> dict[str, Artifact | None]:
     """A version whose record or manifest is damaged, as far as it can vouch for itself."""
     try:
-        manifest = Manifest.from_bytes(location.get(MANIFEST_FILE))
-    except (NotFound, CorruptArtifact):
+        manifest = Manifest.from_bytes(location.get(MANIFEST_FILE, most=MAX_MANIFEST))
+    except (NotFound, BadObject, CorruptArtifact):
         return {location.url: None}
     shared = ArtifactReference.model_fields.keys() & Manifest.model_fields.keys()
     told = {field: getattr(manifest, field) for field in shared}
@@ -149,17 +175,18 @@ def _by_its_manifest(registry: Registry, location: Location) -> dict[str, Artifa
 def _by_its_sums(location: Location) -> list[Finding]:
     """What is wrong with the files of a version whose manifest cannot be read."""
     try:
-        lines = location.get(SUMS_FILE).decode().splitlines()
+        lines = location.get(SUMS_FILE, most=MAX_MANIFEST).decode().splitlines()
         sums = {path: value for value, path in (line.split("  ", 1) for line in lines)}
-    except (NotFound, ValueError):
+    except (NotFound, BadObject, ValueError):
         sums = {}
     if MANIFEST_FILE not in sums:
         return [Finding(location.url, SUMS_FILE, "damaged", "no list of checksums")]
     found = []
     for path, value in sums.items():
         try:
-            good = digest(location.get(path)) == value
-        except (NotFound, ValueError):
+            with location.open(path) as file:
+                good = file.size <= _MOST_UNSIZED and digest(file.blocks()) == value
+        except (NotFound, BadObject, ValueError):
             good = False
         if not good and path != MANIFEST_FILE:
             found.append(Finding(location.url, path, "damaged", f"not as {SUMS_FILE} lists it"))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from storage.locations import Location
+from storage.locations import BadObject, Location
 from storage.records import read_json
 from storage.sealing.damage import CorruptFile, NotSealed
 from storage.tables.activations import ActivationSet
 from storage.tables.codes import CodeSet
-from storage.tables.sealed import SealedTable
+from storage.tables.sealed import SealedTable, small_file
 
 __all__ = ["open_table", "table_type"]
 
@@ -25,11 +25,13 @@ def open_table(location: Location, *, content_hash: str | None = None) -> Sealed
         If plan or seal is not what was written.
     """
     try:
-        kind = table_type(location.get("plan.json"))
+        kind = table_type(small_file(location, "plan.json"))
     except FileNotFoundError:
         if location.exists("sealed.json"):
             raise CorruptFile("plan.json", "missing", location.url) from None
         raise NotSealed(f"{location.url} holds no finished table.") from None
+    except BadObject as error:
+        raise CorruptFile("plan.json", error.reason, location.url) from None
     except ValueError:
         raise CorruptFile("plan.json", "not readable", location.url) from None
     return kind(location, content_hash=content_hash)

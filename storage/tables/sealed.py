@@ -36,10 +36,13 @@ __all__ = [
     "SealedTable",
     "TablePlan",
     "TableWriter",
+    "small_file",
 ]
 
 # Files that a table keeps open: the shards being read, of all levels.
 _OPEN_SHARDS = 64
+# Bytes of the longest plan, seal, receipt or metadata that is read.
+_MOST_SMALL = 2**24
 _Array = npt.NDArray[Any]
 
 
@@ -181,7 +184,7 @@ class TableWriter(Generic[PlanT]):
         try:
             location.create("plan.json", data)
         except AlreadyExists:
-            if location.get("plan.json") != data:
+            if small_file(location, "plan.json") != data:
                 raise ValueError(
                     f"location {location.url!r} holds a table of another plan: "
                     "choose another location."
@@ -249,7 +252,7 @@ class TableWriter(Generic[PlanT]):
         path = f"receipts/{shard}.json"
         recorded = None
         if self.location.exists(path):
-            recorded = read_json(self.location.get(path))["sha256"]
+            recorded = read_json(small_file(self.location, path))["sha256"]
             self._check_remade(shard, arrays, recorded)
         for array, values in arrays.items():
             # Zarr would read the damaged shard before it writes a short one.
@@ -300,6 +303,23 @@ class TableWriter(Generic[PlanT]):
         return content
 
 
+def small_file(place: Location | SealedFolder, path: str) -> bytes:
+    """What describes a table: its plan, its seal, a receipt, an array's metadata.
+
+    Raises
+    ------
+    NotFound
+        If there is none.
+    BadObject
+        If it is no regular file, or longer than any of these is.
+    CorruptFile
+        If it is not what was sealed.
+    """
+    if isinstance(place, SealedFolder):
+        return place.get(path)
+    return place.get(path, most=_MOST_SMALL)
+
+
 class SealedTable(Generic[PlanT]):
     """A finished table, read-only.
 
@@ -334,16 +354,18 @@ class SealedTable(Generic[PlanT]):
         plan_sha256 = None
         try:
             if content_hash is None:
-                sealed = read_json(place.get("sealed.json"))
+                sealed = read_json(small_file(place, "sealed.json"))
                 plan_sha256, content_hash = sealed["plan_sha256"], str(sealed["content_hash"])
         except FileNotFoundError:
             raise NotSealed(f"{location.url} holds no finished table.") from None
         except (ValueError, KeyError, TypeError, BadObject) as error:
             raise CorruptFile("sealed.json", "not readable", location.url) from error
         try:
-            plan = place.get("plan.json")
+            plan = small_file(place, "plan.json")
         except FileNotFoundError:
             raise CorruptFile("plan.json", "missing", location.url) from None
+        except BadObject as error:
+            raise CorruptFile("plan.json", error.reason, location.url) from None
         if plan_sha256 not in (None, digest(plan)):
             raise CorruptFile("plan.json", "digest", location.url)
         self.location = location

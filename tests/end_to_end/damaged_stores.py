@@ -1,12 +1,13 @@
-"""Six kinds of damage to one file, each undone again."""
+"""Seven kinds of damage to one file, each undone again."""
 
 import contextlib
+import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 
-KINDS = ("flip", "truncate", "empty", "swap", "delete", "add")
+KINDS = ("flip", "truncate", "empty", "swap", "delete", "add", "grow")
 
 
 @contextlib.contextmanager
@@ -35,6 +36,8 @@ def damaged(path: Path, kind: str, seed: int, other: Path | None = None):
         wrong.append(other)
     elif kind == "delete":
         path.unlink()
+    elif kind == "grow":
+        os.truncate(path, 10 * 2**40)
     else:
         wrong = [path.parent / ["stranger", ".hidden", "half#1", "half.partial"][seed % 4]]
         wrong[0].write_bytes(whole)
