@@ -112,12 +112,7 @@ class Manifest(BaseModel):
     @field_validator("created_at")
     @classmethod
     def _in_utc(cls, value: datetime) -> datetime:
-        if value.tzinfo is None:
-            raise ValueError("created_at has no time zone: give one, such as UTC")
-        try:
-            return value.astimezone(UTC)
-        except OverflowError:
-            raise ValueError("created_at is no time of UTC's years 1 to 9999") from None
+        return in_utc(value, field="created_at")
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -189,6 +184,16 @@ class ArtifactReference(BaseModel):
     fingerprint: str
     parent: int | None = None
     rejections: tuple[str, ...] = ()
+
+
+def in_utc(value: datetime, *, field: str) -> datetime:
+    """A time in UTC; raise ValueError that names the field if it does not say when it was."""
+    if value.tzinfo is None:
+        raise ValueError(f"{field} has no time zone: give one, such as UTC")
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise ValueError(f"{field} is no time of UTC's years 1 to 9999") from None
 
 
 def first_reason(error: Exception) -> str:

@@ -7,26 +7,22 @@ where keys are trusted, only :meth:`storage.artifacts.Registry.renew` does that.
 
 from __future__ import annotations
 
-from typing import Any
-
-from storage.locations import Location, check_name
+from storage.locations import Location
+from storage.registry.aliases import check_alias
 from storage.registry.ledgers import CorruptArtifact, Ledger
 from storage.registry.signatures import BadSignature, Keyring
 
-__all__ = ["old_moves", "old_removals", "refuse_old_form"]
+__all__ = ["old_aliases", "old_removals", "refuse_old_form"]
 
 _REMOVED = "removed"
 
 
-def old_moves(
-    location: Location, artifact: str, keyring: Keyring
-) -> dict[str, list[dict[str, Any]]]:
-    """The moves of each alias, oldest first, as they were stored."""
-    found = {}
-    for alias in _aliases(location):
-        ledger = Ledger(location, artifact, f"aliases/{alias}", keyring)
-        found[alias] = [entry.content for entry in ledger.entries(ledger.head())]
-    return found
+def old_aliases(location: Location, artifact: str, keyring: Keyring) -> dict[str, Ledger]:
+    """The ledger of each alias; an entry of it is one move."""
+    return {
+        alias: Ledger(location, artifact, f"aliases/{alias}", keyring)
+        for alias in _aliases(location)
+    }
 
 
 def old_removals(location: Location, artifact: str, keyring: Keyring) -> list[int]:
@@ -56,7 +52,7 @@ def _aliases(location: Location) -> list[str]:
     found = []
     for name in location.children("aliases"):
         try:
-            found.append(check_name(name))
+            found.append(check_alias(name))
         except ValueError:
             continue
     return found

@@ -17,10 +17,11 @@ from typing import Self, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from storage.locations import AlreadyExists, Location, check_name
+from storage.registry.aliases import check_alias, version_number
 from storage.registry.ledgers import FORM, LATEST, CorruptArtifact, Entry, Ledger
-from storage.registry.manifests import ArtifactReference, Status, first_reason
+from storage.registry.manifests import ArtifactReference, Status, first_reason, in_utc
 from storage.registry.numbers import NumberSet
-from storage.registry.old_form import old_moves, old_removals, refuse_old_form
+from storage.registry.old_form import old_aliases, old_removals, refuse_old_form
 from storage.registry.retention import Retention, collect_leftovers, condemnation, store_time
 from storage.registry.signatures import BadSignature, Keyring
 from storage.registry.witness import Witness
@@ -83,6 +84,11 @@ class VersionRecord(BaseModel):
     def _is_safe(cls, value: str) -> str:
         return check_name(value, field="version folder")
 
+    @field_validator("created_at")
+    @classmethod
+    def _in_utc(cls, value: datetime) -> datetime:
+        return in_utc(value, field="created_at")
+
 
 class AliasMove(BaseModel):
     """One move of an alias; a version of None ends it. `newest` is the newest version by then."""
@@ -95,6 +101,16 @@ class AliasMove(BaseModel):
     newest: int
     moved_at: datetime
     reason: str = ""
+
+    @field_validator("alias")
+    @classmethod
+    def _is_named(cls, value: str) -> str:
+        return check_alias(value)
+
+    @field_validator("moved_at")
+    @classmethod
+    def _in_utc(cls, value: datetime) -> datetime:
+        return in_utc(value, field="moved_at")
 
 
 class Pointer(BaseModel):
@@ -254,7 +270,7 @@ class Shelf:
             As :meth:`contents`.
         """
         head, state = self._known_heads()
-        number = version if isinstance(version, int) else _version_number(version)
+        number = version if isinstance(version, int) else version_number(version)
         if number is None:
             number = self._target(str(version), head.number, state)
             if number is None:
@@ -496,11 +512,15 @@ class Shelf:
             return self.records.newest() > 0 and self.records.entry(1).form != FORM
 
     def _old_moves(self) -> dict[str, list[AliasMove]]:
-        stored = old_moves(self.location, self.name, self._keyring)
-        return {
-            alias: [AliasMove.model_validate(move) for move in moves]
-            for alias, moves in stored.items()
-        }
+        found: dict[str, list[AliasMove]] = {}
+        for alias, ledger in old_aliases(self.location, self.name, self._keyring).items():
+            entries = ledger.entries(ledger.head())
+            found[alias] = [self._parse(AliasMove, entry, ledger) for entry in entries]
+            for entry, move in zip(entries, found[alias]):
+                if move.alias != alias:
+                    where = f"{self.name}/{ledger.path(entry.number)}"
+                    raise CorruptArtifact(f"{where} moves another alias.", (where,))
+        return found
 
     def _origin_of(self, record: Entry) -> str | None:
         """Digest of the first record of the artifact that a record belongs to, if it says so."""
@@ -610,14 +630,6 @@ class Shelf:
         return True
 
 
-def check_alias(alias: str) -> str:
-    """Return an alias if it is a safe name that does not read like a version number."""
-    check_name(alias, field="alias")
-    if _version_number(alias) is not None:
-        raise ValueError(f"alias {alias!r} reads like a version number: choose a word.")
-    return alias
-
-
 def _move(
     alias: str, version: int | None, previous: int | None, newest: int, reason: str
 ) -> AliasMove:
@@ -629,8 +641,3 @@ def _move(
         moved_at=datetime.now(UTC),
         reason=reason,
     )
-
-
-def _version_number(text: str) -> int | None:
-    digits = text.removeprefix("v")
-    return int(digits) if digits.isascii() and digits.isdigit() and len(digits) <= 8 else None
