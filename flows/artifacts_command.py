@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
 from flows.options import StoreOption
+from flows.plain_words import plain, plain_json, plain_markup
 
 if TYPE_CHECKING:
     from storage.artifacts import Registry
@@ -31,16 +31,18 @@ class _Refusing(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         from obstore.exceptions import BaseError
 
-        from storage.artifacts import AliasMoved, UnknownArtifact
+        from storage.artifacts import AliasMoved
         from storage.locations import without_secrets
 
         try:
             return super().invoke(ctx)
-        except (ValueError, UnknownArtifact, AliasMoved, OSError, BaseError) as error:
+        except (ValueError, KeyError, AliasMoved, OSError, BaseError) as error:
             # A store's own errors go on with the whole request; the first line says what happened.
-            said = without_secrets(str(error))
+            # str() of a plain KeyError shows its sentence in quotes.
+            plain_key = type(error) is KeyError and error.args
+            said = without_secrets(str(error.args[0] if plain_key else error))
             reason = said.strip().partition("\n")[0] or type(error).__name__
-            err.print(f"[bold red]error:[/] {escape(reason)}", soft_wrap=True)
+            err.print(f"[bold red]error:[/] {plain_markup(reason)}", soft_wrap=True)
             raise typer.Exit(2) from error
 
 
@@ -82,12 +84,12 @@ def show(name: Name, version: Version = "latest", store: StoreOption = None) -> 
     manifest = _registry(store).load(name, version, verify=False).manifest
     out.print(f"[bold]{manifest.name} v{manifest.version}[/] {manifest.status}")
     for reason in manifest.rejections:
-        out.print(f"rejected: {_plain(reason)}")
+        out.print(f"rejected: {plain_markup(reason)}")
     out.print(f"created       {manifest.created_at:%Y-%m-%d %H:%M} UTC")
     out.print(f"parent        {manifest.parent or 'none'}")
     out.print(f"content hash  {manifest.content_hash}")
     for key, value in manifest.counts.items():
-        out.print(f"{_plain(key):<13} {value:,}")
+        out.print(f"{plain_markup(key):<13} {value:,}")
     table = Table("level", "name", "concepts", "explained variance", "L0", "dead", box=None)
     for level in manifest.levels:
         scores = [level.metrics.get(metric) for metric in _SCORES]
@@ -119,7 +121,10 @@ def compare(
 ) -> None:
     """Say which concepts and edges are kept, changed, born and gone."""
     found = _registry(store).compare(name, old, new)
-    typer.echo(found.to_json().decode() if as_json else found.to_text(most=most), nl=as_json)
+    if as_json:
+        typer.echo(plain_json(found.to_json().decode()))
+    else:
+        typer.echo(plain(found.to_text(most=most)), nl=False)
 
 
 @artifacts.command()
@@ -179,7 +184,7 @@ def history(
     table = Table("moved at", "from", "to", "reason", box=None)
     for move in moves:
         ends = (f"v{end}" if end is not None else "" for end in (move.previous, move.version))
-        table.add_row(f"{move.moved_at:%Y-%m-%d %H:%M:%S}", *ends, _plain(move.reason))
+        table.add_row(f"{move.moved_at:%Y-%m-%d %H:%M:%S}", *ends, plain_markup(move.reason))
     out.print(table)
 
 
@@ -282,10 +287,5 @@ def _registry(store: str | None) -> Registry:
     )
 
 
-def _plain(text: str) -> str:
-    """Words of somebody else as they are: no markup, and nothing that steers a terminal."""
-    return escape("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text))
-
-
 def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, ensure_ascii=False, indent=1))
+    typer.echo(plain_json(json.dumps(value, ensure_ascii=False, indent=1)))

@@ -17,6 +17,7 @@ from compute.machine.leftovers import clear_leftovers
 from flows.artifacts_command import artifacts
 from flows.doctor_command import doctor
 from flows.options import StoreOption
+from flows.plain_words import plain, plain_markup
 from flows.recipe import BadInput, Recipe, load_recipe, recipe_names
 from flows.services import default_home, known_login
 from flows.stack_command import register as register_stack
@@ -102,7 +103,7 @@ def run(recipe: RecipeArgument, settings: SetOption = [], store: StoreOption = N
     from tasks.checking import already_checked
 
     server_answers()
-    err.print(f"[bold]strata[/] runs {chosen.name!r} into {chosen.store}")
+    err.print(f"[bold]strata[/] runs {chosen.name!r} into {escape(chosen.store)}")
     with already_checked(chosen, found):
         references = build(chosen)
     _summary(references)
@@ -191,9 +192,9 @@ def _summary(references: dict[str, Any]) -> None:
         out.print(f"\n[bold green]{title}[/] is published")
     else:
         reasons = "; ".join(told["rejections"])
-        out.print(f"\n[bold red]{title}[/] is rejected: {reasons}", soft_wrap=True)
-    out.print(f"  artifact  {told['artifact']}", soft_wrap=True)
-    out.print(f"  report    {told['report']}", soft_wrap=True)
+        out.print(f"\n[bold red]{title}[/] is rejected: {plain_markup(reasons)}", soft_wrap=True)
+    out.print(f"  artifact  {escape(told['artifact'])}", soft_wrap=True)
+    out.print(f"  report    {escape(told['report'])}", soft_wrap=True)
     out.print(f"  content   {references['publish'].content_hash}\n", soft_wrap=True)
     found = Table(
         "level", "name", "concepts", "edges into", "explained variance", "L0", "dead", box=None
@@ -218,5 +219,5 @@ def _summary(references: dict[str, Any]) -> None:
 
 
 def _refuse(error: Exception) -> None:
-    err.print(f"[bold red]error:[/] {escape(without_secrets(str(error)))}", soft_wrap=True)
+    err.print(f"[bold red]error:[/] {escape(plain(without_secrets(str(error))))}", soft_wrap=True)
     sys.exit(2)

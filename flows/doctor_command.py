@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
+from flows.plain_words import plain_markup
 from flows.recipe import BadInput, Recipe, load_recipe, recipe_names
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def doctor(
             findings = _look(recipe.store)
             if findings == before:
                 if failure is not None:
-                    err.print(f"[red]not mended[/] {escape(str(failure))}", soft_wrap=True)
+                    err.print(f"[red]not mended[/] {plain_markup(str(failure))}", soft_wrap=True)
                 break
         if repair and any(map(_can_be_mended, findings)):
             err.print(
@@ -176,9 +176,9 @@ def _told(url: str, findings: Iterable[Finding]) -> list[Finding]:
     findings = list(findings)
     for finding in findings:
         colour = "red" if finding.is_damage else "yellow"
-        err.print(f"[{colour}]{finding.kind}[/] {escape(str(finding))}", soft_wrap=True)
+        err.print(f"[{colour}]{finding.kind}[/] {plain_markup(str(finding))}", soft_wrap=True)
     if not findings:
-        out.print(f"{escape(url)} is whole.", soft_wrap=True)
+        out.print(f"{plain_markup(url)} is whole.", soft_wrap=True)
     return findings
 
 

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from rich.markup import escape
+
 from flows.recipe import BadInput, Recipe
 from flows.services import (
     HOST,
@@ -120,7 +122,7 @@ def _server(announce: Callable[[str], None]) -> Iterator[None]:
         )
         wait_until_healthy(url, server, deadline, complaint)
         announce(f"Prefect UI: {url.removesuffix('/api')}")
-        announce(f"its password: cat {login_path(home)}")
+        announce(f"its password: cat {escape(str(login_path(home)))}")
         yield
     finally:
         server.terminate()

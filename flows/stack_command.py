@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from flows.options import StoreOption
@@ -108,7 +109,7 @@ def up(
     try:
         settings = stack.up(asked, postgres=postgres, change=change, announce=err.print)
     except RuntimeError as error:
-        err.print(f"[bold red]error:[/] {error}", soft_wrap=True)
+        err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
         raise typer.Exit(1) from error
     _welcome(stack, settings)
 
@@ -116,8 +117,9 @@ def up(
 def _welcome(stack: Stack, settings: Settings) -> None:
     """Print what runs and how to reach it."""
     _show(stack.running())
-    url, login = f"http://{HOST}:{settings.port}", shlex.quote(str(stack.login_path))
-    out.print(f"\nresults      {settings.store}", soft_wrap=True)
+    url = f"http://{HOST}:{settings.port}"
+    login = escape(shlex.quote(str(stack.login_path)))
+    out.print(f"\nresults      {escape(settings.store)}", soft_wrap=True)
     out.print(f"Prefect UI   {url}", soft_wrap=True)
     out.print(f"password     cat {login}", soft_wrap=True)
     out.print(

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from flows.plain_words import plain_markup
 from flows.recipe import BadInput, load_recipe, recipe_names
 
 __all__ = ["steer"]
@@ -97,15 +98,15 @@ def _show(told: dict[str, Any]) -> None:
     if told["found"]:
         table = Table("concept", "label", "score", box=None)
         for found, label, score in told["found"]:
-            table.add_row(found, label, f"{score:.2f}")
+            table.add_row(*map(plain_markup, (found, label)), f"{score:.2f}")
         out.print(table)
     scores = Table("variant", "score", "value", box=None)
     for variant, numbers in told["scores"].items():
         for label, value in numbers.items():
-            scores.add_row(variant, label, f"{value:.4g}")
+            scores.add_row(*map(plain_markup, (variant, label)), f"{value:.4g}")
     out.print(scores)
-    out.print(f"steered  {', '.join(told['concepts'])}")
-    out.print(f"page     {told['page']}", soft_wrap=True)
+    out.print(f"steered  {plain_markup(', '.join(told['concepts']))}")
+    out.print(f"page     {plain_markup(told['page'])}", soft_wrap=True)
 
 
 def _check(store: str, name: str, version: str, concepts: list[str]) -> None:

@@ -19,6 +19,7 @@ from flows.cli import app
 from storage.artifacts import Registry
 from storage.exports.saelens import read_saelens_folder, to_saelens
 from storage.graph.concept_graph import ConceptGraph
+from storage.records import canonical_json, digest
 
 RNG = np.random.default_rng(0)
 DIRECTIONS = np.linalg.qr(RNG.normal(size=(16, 16)))[0].astype(np.float32)
@@ -94,6 +95,46 @@ def test_versions_are_compared(strata):
         "edges": {"kept": 0, "changed": 1, "born": 0, "gone": 0},
     }
     assert "strength 1 → 2" in strata("compare", "toy", "1")
+
+
+STEERS = "\x1b]0;mine\x07\u009b2J\u202e"
+
+
+def test_no_word_of_another_steers_a_terminal(strata, store):
+    """Labels, reasons, names of files and what an error repeats are of whoever wrote the store."""
+    registry = Registry(store / "artifacts")
+    label = f"[/b]{STEERS}"
+    for number in (1.0, 2.0):
+        graph = ConceptGraph.from_columns(
+            {"level": [1], "index": [0], "label": [f"{label}{number}"], "concept": ["1:0@x"]},
+            {name: [] for name in ("source", "target", "strength", "confidence")},
+        )
+        files = {f"graph/{path}": data for path, data in graph.files().items()}
+        registry.publish(
+            "odd", files, fingerprint=f"{number}", rejections=[label], status="rejected"
+        )
+    registry.publish("odd", {"x.txt": b"1"}, fingerprint="3")
+    registry.promote("odd", 3, reason=label)
+    said = strata("compare", "odd", "1", "2") + strata("compare", "odd", "1", "2", "--json")
+    said += strata("show", "odd", "1") + strata("history", "odd", "production")
+    said += strata("history", "odd", "production", "--json") + strata("compare", "odd", "3", code=2)
+    record = store / "artifacts/odd/records/00000003.json"
+    body = json.loads(record.read_bytes()) | {"artifact": label}
+    del body["digest"]
+    record.write_bytes(canonical_json(body | {"digest": digest(canonical_json(body))}))
+    said += strata("show", "odd", code=2)
+    (store / f"artifacts/odd/{STEERS}").write_text("")
+    done = CliRunner().invoke(app, ["doctor", str(store)])
+    assert done.exit_code == 1
+    said += done.output
+    assert said.isascii() or not {"\x1b", "\x07", "\u009b", "\u202e"} & set(said)
+    assert said.count("mine") > 6
+
+
+def test_what_a_version_lacks_is_said_in_a_sentence(strata, store):
+    Registry(store / "artifacts").publish("bare", {"x.txt": b"1"}, fingerprint="1")
+    for command in (["compare", "bare", "1"], ["export", "bare", "--format", "graphml"]):
+        assert strata(*command, code=2).startswith("error: bare version 1 has no")
 
 
 def test_aliases_move_and_keep_their_history(strata):
