@@ -62,16 +62,29 @@ class VersionConcepts:
         if level not in self._examples:
             found: dict[int, list[dict[str, Any]]] = {}
             for record in self._records(level):
-                found.setdefault(int(record.get("index", -1)), []).append(record)
+                if record.get("index") is not None:
+                    found.setdefault(record["index"], []).append(record)
             self._examples[level] = found
         shown = self._examples[level].get(index, [])
-        return sorted(shown, key=lambda record: -float(record.get("activation", 0.0)))
+        return sorted(shown, key=lambda record: -(record.get("activation") or 0.0))
 
     def direction(self, level: int, index: int) -> NDArray[Any]:
-        """Decoder row of one concept."""
+        """Decoder row of one concept.
+
+        Raises
+        ------
+        UnknownConcept
+            If the level has no dictionary, or one of fewer concepts than the graph.
+        """
         if level not in self._directions:
             self._directions[level] = self._version.dictionary(level).directions
-        direction: NDArray[Any] = self._directions[level][index]
+        rows = self._directions[level]
+        if index >= len(rows):
+            raise UnknownConcept(
+                f"concept {level}:{index} has no direction: the dictionary of its level has "
+                f"{len(rows):,} concepts."
+            )
+        direction: NDArray[Any] = rows[index]
         return direction
 
     def _records(self, level: int) -> Iterator[dict[str, Any]]:

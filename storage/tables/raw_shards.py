@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+import stat
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,18 +46,24 @@ class RawShard:
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the file is too short, or a checksum is not that of its chunk.
+        If it is no regular file, too short or too long, or a checksum is not that of its chunk.
     """
 
     def __init__(self, path: Path, *, chunk_rows: int, row_bytes: int, n_chunks: int) -> None:
-        self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # Without O_NONBLOCK, a pipe would be waited for until somebody writes to it.
+        self._file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         weakref.finalize(self, os.close, self._file)
+        found = os.fstat(self._file)
+        if not stat.S_ISREG(found.st_mode):
+            raise ValueError("it is no regular file")
         self._chunk_rows, self._row_bytes = chunk_rows, row_bytes
         index = np.empty(2 * n_chunks, dtype=_ENTRY)
-        self._size = os.fstat(self._file).st_size
+        self._size = found.st_size
         begin = self._size - index.nbytes - _CHECKSUM
         if begin < 0:
             raise ValueError("the file is too short")
+        if begin > n_chunks * (chunk_rows * row_bytes + _CHECKSUM):
+            raise ValueError(f"the file is too long, with {self._size:,} bytes")
         self._read(begin, index.view(np.uint8), None)
         # The last shard may have fewer chunks; their entries say so by a length that is no length.
         whole = index[1::2] == chunk_rows * row_bytes + _CHECKSUM

@@ -23,7 +23,7 @@ import zarr
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
 
-from storage.locations import AlreadyExists, BadObject, Location
+from storage.locations import AlreadyExists, BadObject, Location, NotFound
 from storage.records import canonical_json, digest, read_json
 from storage.sealing.damage import CorruptFile, CorruptShard, NotSealed
 from storage.sealing.seals import SealedFolder
@@ -43,6 +43,8 @@ __all__ = [
 _OPEN_SHARDS = 64
 # Bytes of the longest plan, seal, receipt or metadata that is read.
 _MOST_SMALL = 2**24
+# What does not compress takes a little more than it is.
+_MOST_OVERHEAD = 2
 _Array = npt.NDArray[Any]
 
 
@@ -477,8 +479,7 @@ class SealedTable(Generic[PlanT]):
                 return
             # Zarr reads a missing shard as zeros; ask once per shard whether it is there.
             if (path, shard) not in self._seen:
-                if not self.location.exists(shard_object(plan, path, shard)):
-                    raise FileNotFoundError
+                self._check_size(path, shard)
                 self._seen.add((path, shard))
             begin = min(piece.start for piece in pieces)
             end = max(piece.stop for piece in pieces)
@@ -498,8 +499,24 @@ class SealedTable(Generic[PlanT]):
             out[done : done + len(piece)] = values[piece.start - begin : piece.stop - begin]
             done += len(piece)
 
+    def _check_size(self, path: str, shard: int) -> None:
+        """Refuse a shard that cannot be one: the codecs make room for whatever size it has."""
+        name, column = shard_object(self.plan, path, shard), self.plan.column(path)
+        size = self.location.size(name)
+        if isinstance(self.files, SealedFolder) and name in self.files.files:
+            stated = self.files.files[name].size
+            if size != stated:
+                raise ValueError(f"{size:,} bytes instead of {stated:,}")
+        most = _MOST_OVERHEAD * (self.plan.shard_rows * column.row_bytes + _MOST_SMALL)
+        if size > most:
+            raise ValueError(f"{size:,} bytes, which is more than {most:,}")
+
     def _open(self, column: Column) -> Any:
         plan = self.plan
+        try:
+            small_file(self.files, array_metadata(column.path))
+        except (NotFound, BadObject) as error:
+            raise CorruptFile(array_metadata(column.path), str(error), self.location.url) from None
         tail = () if column.width is None else (column.width,)
         try:
             # An array keeps the codec pipeline that was chosen when it was opened.
