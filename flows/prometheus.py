@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import socket
+import sys
 import threading
 import urllib.request
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from storage.artifacts import Registry
 
 __all__ = ["METRICS", "render_metrics", "serve_metrics"]
 
 _PAGE = 200
 _TIMEOUT_SECONDS = 10
+# Clients at one time, and how long each may take to ask and to take the answer.
+_CLIENTS = 16
+_CLIENT_SECONDS = 30
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 Sample = tuple[str, Mapping[str, str], float]
@@ -24,6 +33,7 @@ Sample = tuple[str, Mapping[str, str], float]
 METRICS = {
     "strata_up": "Whether the Prefect API answers.",
     "strata_flow_runs": "Flow runs by flow and state.",
+    "strata_artifact_readable": "Whether an artifact's records and newest manifest are whole.",
     "strata_artifact_versions": "Versions of an artifact.",
     "strata_artifact_created_seconds": "When the latest version was made, in Unix seconds.",
     "strata_artifact_explained_variance": "Explained variance of each level, latest version.",
@@ -73,7 +83,9 @@ def serve_metrics(host: str, port: int, store: str) -> None:
                 self._answer(200, "ok\n")
             elif self.path == "/metrics":
                 with turn:
-                    self._answer(200, render_metrics(api, store))
+                    text = render_metrics(api, store)
+                # A client that does not take its answer keeps no other one waiting.
+                self._answer(200, text)
             else:
                 self._answer(404, "there are /metrics and /health\n")
 
@@ -88,8 +100,44 @@ def serve_metrics(host: str, port: int, store: str) -> None:
         def log_message(self, *_: Any) -> None:
             """Say nothing: a scrape every few seconds is no news."""
 
-    with ThreadingHTTPServer((host, port), Handler) as server:
+    with BoundedServer((host, port), Handler) as server:
         server.serve_forever()
+
+
+class BoundedServer(ThreadingHTTPServer):
+    """A server that has a thread for a few clients at a time, and for each of them not for long."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._free = threading.BoundedSemaphore(_CLIENTS)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer in a thread of its own, or close the connection if there are too many."""
+        if self._free.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answer, and close the connection when its time is over."""
+        late = threading.Timer(_CLIENT_SECONDS, _hang_up, [request])
+        late.daemon = True
+        late.start()
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            late.cancel()
+            self._free.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of clients that hang up; all else is printed."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
+
+
+def _hang_up(request: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        request.shutdown(socket.SHUT_RDWR)
 
 
 def _runs(api: str) -> Iterator[Sample]:
@@ -129,26 +177,37 @@ def _post(url: str, body: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _artifacts(store: str) -> Iterable[Sample]:
-    from storage.artifacts import Registry
+    from obstore.exceptions import BaseError
+
+    from storage.artifacts import BadSignature, Registry
     from storage.locations import Location
 
     registry = Registry((Location(store) / "artifacts").url)
     for name in registry.names():
-        versions = registry.versions(name)
-        if not versions:
+        # One that is damaged hides no other.
+        try:
+            found = list(_artifact(registry, name))
+        except (ValueError, KeyError, OSError, BadSignature, BaseError):
+            yield "strata_artifact_readable", {"name": name}, 0.0
             continue
-        yield "strata_artifact_versions", {"name": name}, float(len(versions))
-        latest = registry.load(name, versions[-1].version).manifest
-        yield (
-            "strata_artifact_created_seconds",
-            {"name": name},
-            latest.created_at.timestamp(),
-        )
-        for level in latest.levels:
-            labels = {"name": name, "level": level.name}
-            for metric in ("explained_variance", "dead_share"):
-                if metric in level.metrics:
-                    yield f"strata_artifact_{metric}", labels, float(level.metrics[metric])
+        yield "strata_artifact_readable", {"name": name}, 1.0
+        yield from found
+
+
+def _artifact(registry: Registry, name: str) -> Iterator[Sample]:
+    versions = registry.versions(name)
+    if not versions:
+        return
+    yield "strata_artifact_versions", {"name": name}, float(len(versions))
+    # Files are not hashed for every scrape.
+    latest = registry.load(name, versions[-1].version, verify=False).manifest
+    yield "strata_artifact_created_seconds", {"name": name}, latest.created_at.timestamp()
+    for level in latest.levels:
+        labels = {"name": name, "level": level.name}
+        for metric in ("explained_variance", "dead_share"):
+            value = level.metrics.get(metric)
+            if isinstance(value, int | float):
+                yield f"strata_artifact_{metric}", labels, float(value)
 
 
 def _escaped(text: str) -> str:

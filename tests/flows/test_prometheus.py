@@ -1,6 +1,8 @@
 """What Prometheus reads of runs and artifacts."""
 
+import contextlib
 import json
+import socket
 import threading
 import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -60,6 +62,28 @@ def test_an_absent_api_is_said_and_does_not_hide_the_artifacts(tmp_path):
     assert 'strata_artifact_explained_variance{name="words",level="layer-01"} 0.75' in lines
 
 
+def test_an_artifact_that_is_damaged_hides_no_other(tmp_path):
+    registry = Registry(tmp_path / "artifacts")
+    level = {"level": 1, "name": "low", "n_concepts": 4, "d": 2, "metrics": {"dead_share": "none"}}
+    for name in ("bad", "good", "worse"):
+        files = {"dictionaries/low/cfg.json": b"{}"}
+        registry.publish(name, files, fingerprint="a", levels=[level])
+    (tmp_path / "artifacts/bad/records/00000001.json").write_text("{")
+    (manifest,) = (tmp_path / "artifacts/worse/versions").glob("*/manifest.json")
+    manifest.unlink()
+    lines = render_metrics(None, str(tmp_path)).splitlines()
+    told = [line for line in lines if line.startswith("strata_artifact_readable")]
+    assert told == [
+        'strata_artifact_readable{name="bad"} 0',
+        'strata_artifact_readable{name="good"} 1',
+        'strata_artifact_readable{name="worse"} 0',
+    ]
+    assert [line for line in lines if line.startswith("strata_artifact_versions")] == [
+        'strata_artifact_versions{name="good"} 1'
+    ]
+    assert not any(line.startswith("strata_artifact_dead_share") for line in lines)
+
+
 @pytest.fixture
 def served(tmp_path, monkeypatch):
     """URL of the metrics of an empty store."""
@@ -69,13 +93,13 @@ def served(tmp_path, monkeypatch):
     ready = threading.Event()
     opened = []
 
-    class Server(ThreadingHTTPServer):
+    class Server(metrics.BoundedServer):
         def __init__(self, *arguments):
             super().__init__(*arguments)
             opened.append(self)
             ready.set()
 
-    monkeypatch.setattr(metrics, "ThreadingHTTPServer", Server)
+    monkeypatch.setattr(metrics, "BoundedServer", Server)
     thread = threading.Thread(
         target=metrics.serve_metrics, args=("127.0.0.1", 0, str(tmp_path)), daemon=True
     )
@@ -91,6 +115,26 @@ def test_the_server_answers(served):
         assert answer.read() == b"ok\n"
     with urllib.request.urlopen(f"{served}/metrics", timeout=10) as answer:
         assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+
+
+def test_clients_that_ask_slowly_are_few_and_not_for_long(served, monkeypatch):
+    from flows import prometheus as metrics
+
+    monkeypatch.setattr(metrics, "_CLIENT_SECONDS", 1)
+    port = int(served.rsplit(":", 1)[1])
+    slow = [socket.create_connection(("127.0.0.1", port)) for _ in range(40)]
+    for each in slow:
+        each.settimeout(20)
+        with contextlib.suppress(OSError):
+            each.sendall(b"GET /metrics HTTP/1.1\r\nHost:")
+    for each in slow:
+        # Closed at once where there are too many, and after a second otherwise.
+        with contextlib.suppress(ConnectionResetError):
+            assert each.recv(1) == b""
+        each.close()
+    assert threading.active_count() < 40
+    with urllib.request.urlopen(f"{served}/metrics", timeout=10) as answer:
+        assert answer.status == 200
 
 
 @pytest.mark.parametrize(
