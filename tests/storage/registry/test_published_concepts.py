@@ -1,5 +1,6 @@
 """A concept of a published version, and what versions, graphs and concepts show in a notebook."""
 
+import json
 from html.parser import HTMLParser
 
 import numpy as np
@@ -32,8 +33,6 @@ class ConceptTags(HTMLParser):
 @pytest.fixture
 def version(tmp_path):
     """A version whose every text is hostile, so far as the format lets texts be."""
-    import json
-
     graph = ConceptGraph.from_columns(
         {
             "level": [0, 1, 1, 2],
@@ -91,6 +90,32 @@ def test_an_unknown_concept_is_refused_in_a_sentence(version, unknown):
         f"concept {unknown!r} is not in the graph: give an id LEVEL:INDEX such as '2:5', with one "
         "of the levels 0, 1, 2."
     )
+
+
+def test_what_an_example_or_a_dictionary_leaves_out_is_no_error(tmp_path):
+    """Records may leave anything out; graphs and dictionaries come from different hands."""
+    graph = ConceptGraph.from_columns(
+        {"level": [1, 1, 3], "index": [0, 99, 0]},
+        {name: [] for name in ("source", "target", "strength", "confidence")},
+    )
+    examples = [
+        {"index": None, "tokens": ["nobody"]},
+        {"tokens": ["nobody"]},
+        {"index": 0, "tokens": None, "values": None, "activation": None},
+        {"index": 0, "tokens": ["a"], "values": [1.0, 2.0], "activation": 1.0},
+    ]
+    files = make_files()
+    files |= {f"graph/{path}": data for path, data in graph.files().items()}
+    files["examples/low.json"] = json.dumps(examples).encode()
+    Registry(tmp_path).publish("toy", files, fingerprint="f", levels=LEVELS)
+    version = Registry(tmp_path).load("toy")
+    concept = version.concept("1:0")
+    assert concept.examples == [examples[3], examples[2]]
+    assert "nobody" not in concept._repr_html_()
+    for each in ("1:99", "3:0"):
+        with pytest.raises(KeyError, match=r"has no (direction|level)"):
+            version.concept(each).direction  # noqa: B018
+        assert version.concept(each).examples == []
 
 
 def test_a_levels_files_are_read_once(version, monkeypatch):
