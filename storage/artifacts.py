@@ -62,6 +62,8 @@ __all__ = [
 
 # What these names stand for is built with pydantic, whose import takes longer than all the rest
 # here: they are looked up when they are first asked for.
+# Names that a registry remembers what it has read of.
+_MOST_SHELVES = 1024
 _LATER = {
     "AliasMove": "storage.registry.shelves",
     "AliasMoved": "storage.registry.shelves",
@@ -373,15 +375,20 @@ class Registry:
     def _shelf(self, name: str) -> Shelf:
         from storage.registry.shelves import Shelf
 
-        if name not in self._shelves:
+        shelf = self._shelves.get(name)
+        if shelf is None:
             # A store in memory is another one in every process.
             folder = None if self.url.startswith("memory:") else self._memory
             # Buckets of one name at two services are two registries.
             service = s3_endpoint() if self.url.startswith("s3:") else None
             place = self.url if service is None else f"{self.url} at {service}"
             witness = None if folder is None else Witness(folder, place, name)
-            self._shelves[name] = Shelf(self.location, name, self._keyring, witness)
-        return self._shelves[name]
+            shelf = Shelf(self.location, name, self._keyring, witness)
+            # Whoever asks a service may ask for any name.
+            if len(self._shelves) >= _MOST_SHELVES:
+                self._shelves.clear()
+            self._shelves[name] = shelf
+        return shelf
 
     def _folders(self) -> list[str]:
         """Names of all folders that are, or were to become, artifacts."""

@@ -63,8 +63,10 @@ _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
 _HEAD = "strata.head"
 # Pieces in which a body is handed to a connection: what a slow client costs, twice.
 _PIECE = 2**16
-# Files that are verified at one time; their readers wait without holding a thread.
+# Files that are verified, and graphs and atlases that are made, at one time; whoever waits for one
+# holds no thread.
 _HASHERS = 4
+_DRAWERS = 2
 _MOST_JSON = 2**23
 _MAX_HEADERS = 2**14
 _OPEN_ARTIFACTS = 16
@@ -302,6 +304,7 @@ class _OpenArtifacts:
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         self._hashers = Semaphore(_HASHERS)
+        self.drawers = Semaphore(_DRAWERS)
         self._opened = lru_cache(maxsize=_OPEN_ARTIFACTS)(self._open)
         self._recently = lru_cache(maxsize=_OPEN_ARTIFACTS)(self._resolve)
         self.rendered = lru_cache(maxsize=_RENDERED_PAGES)(self._render)
@@ -401,8 +404,8 @@ def _serve_pages(app: FastAPI, registry: Registry, opened: _OpenArtifacts) -> No
         for name in registry.names():
             try:
                 found[name] = (registry.versions(name), registry.aliases(name))
-            except (ValueError, BadSignature) as error:
-                found[name] = first_reason(error)
+            except (ValueError, BadSignature, UnknownArtifact, OSError, BaseError) as error:
+                found[name] = without_secrets(first_reason(error))
         body = index_page(found)
         return _answer(request, body, _MEDIA_TYPES["html"], fixed=False, policy=_INDEX_POLICY)
 
@@ -414,14 +417,21 @@ def _serve_pages(app: FastAPI, registry: Registry, opened: _OpenArtifacts) -> No
             return await opened.answer_file(request, name, version, REPORT_FILE)
         if "graph/nodes.parquet" not in artifact.manifest.files:
             raise HTTPException(404, f"{name} version {artifact.version} has no page and no graph")
-        body = await run_in_threadpool(opened.rendered, name, artifact.version)
+        async with opened.drawers:
+            body = await run_in_threadpool(opened.rendered, name, artifact.version)
         return _answer(request, body, _MEDIA_TYPES["html"], fixed=fixed, policy=_REPORT_POLICY)
 
 
 def _serve_nodes(app: FastAPI, opened: _OpenArtifacts) -> None:
     """What a concept graph tells of a node."""
 
-    def answer_node(
+    async def answer_node(
+        request: Request, name: str, version: str, node: str, ask: Callable[[Artifact], Any]
+    ) -> Response:
+        async with opened.drawers:
+            return await run_in_threadpool(answer, request, name, version, node, ask)
+
+    def answer(
         request: Request, name: str, version: str, node: str, ask: Callable[[Artifact], Any]
     ) -> Response:
         artifact, fixed = opened.find(name, version)
@@ -437,7 +447,7 @@ def _serve_nodes(app: FastAPI, opened: _OpenArtifacts) -> None:
         return _answer(request, body, "application/json", fixed=fixed)
 
     @app.get("/artifacts/{name}/versions/{version}/nodes/{node}")
-    def node(request: Request, name: Name, version: Version, node: Node) -> Response:
+    async def node(request: Request, name: Name, version: Version, node: Node) -> Response:
         """One node of the concept graph with its direct parts and wholes."""
 
         def ask(artifact: Artifact) -> dict[str, Any]:
@@ -445,20 +455,20 @@ def _serve_nodes(app: FastAPI, opened: _OpenArtifacts) -> None:
             around = {"parents": graph.edges_into(node), "children": graph.edges_from(node)}
             return {"node": graph.node(node), **around}
 
-        return answer_node(request, name, version, node, ask)
+        return await answer_node(request, name, version, node, ask)
 
     @app.get("/artifacts/{name}/versions/{version}/nodes/{node}/ancestors")
-    def ancestors(request: Request, name: Name, version: Version, node: Node) -> Response:
+    async def ancestors(request: Request, name: Name, version: Version, node: Node) -> Response:
         """Ids of all parts of a node, at any depth."""
-        return answer_node(request, name, version, node, lambda a: a.graph.ancestors(node))
+        return await answer_node(request, name, version, node, lambda a: a.graph.ancestors(node))
 
     @app.get("/artifacts/{name}/versions/{version}/nodes/{node}/descendants")
-    def descendants(request: Request, name: Name, version: Version, node: Node) -> Response:
+    async def descendants(request: Request, name: Name, version: Version, node: Node) -> Response:
         """Ids of all wholes that a node takes part in."""
-        return answer_node(request, name, version, node, lambda a: a.graph.descendants(node))
+        return await answer_node(request, name, version, node, lambda a: a.graph.descendants(node))
 
     @app.get("/artifacts/{name}/versions/{version}/nodes/{node}/neighbourhood")
-    def neighbourhood(
+    async def neighbourhood(
         request: Request,
         name: Name,
         version: Version,
@@ -470,7 +480,7 @@ def _serve_nodes(app: FastAPI, opened: _OpenArtifacts) -> None:
         def ask(artifact: Artifact) -> dict[str, Any]:
             return artifact.graph.neighbourhood(node, depth=depth).to_node_link()
 
-        return answer_node(request, name, version, node, ask)
+        return await answer_node(request, name, version, node, ask)
 
 
 def serve(

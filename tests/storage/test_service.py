@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import pkgutil
+import time
 from base64 import b64encode
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -284,6 +287,41 @@ def test_a_part_of_a_file_can_be_asked_for(registry, client, asked, status, body
         assert answer.content == body
         assert answer.headers["content-length"] == str(len(body))
         assert answer.headers["accept-ranges"] == "bytes"
+
+
+def test_names_that_are_asked_for_take_no_memory(registry, client):
+    for number in range(1500):
+        with pytest.raises(KeyError, match="has no artifact"):
+            registry.resolve(f"nobody-{number}")
+    assert len(registry._shelves) <= 1024
+    assert client.get("/artifacts/toy/aliases").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "work"),
+    [
+        ("/artifacts/bare/1/", "storage.atlas.render"),
+        ("/artifacts/bare/versions/1/nodes/1:0", "storage.graph.concept_graph.ConceptGraph.node"),
+    ],
+)
+def test_many_who_ask_for_a_page_have_it_drawn_by_few(registry, client, monkeypatch, path, work):
+    files = {f"graph/{name}": data for name, data in GRAPH.files().items()}
+    registry.publish("bare", files, fingerprint="1")
+    at_once, most = [], []
+    plain = pkgutil.resolve_name(work)
+
+    def slow(*arguments):
+        at_once.append(None)
+        most.append(len(at_once))
+        time.sleep(0.1)
+        at_once.pop()
+        return plain(*arguments)
+
+    monkeypatch.setattr(work, slow)
+    with client, ThreadPoolExecutor(12) as pool:
+        answers = list(pool.map(lambda _: client.get(path).status_code, range(12)))
+    assert answers == [200] * 12
+    assert 1 <= max(most) <= 2
 
 
 def test_a_part_is_only_of_the_version_that_the_client_has(registry, client):
