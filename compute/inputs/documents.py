@@ -7,13 +7,16 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from compute.settings import InputSettings
 
-__all__ = ["Document", "documents_hash", "read_documents", "read_prompts"]
+__all__ = ["MOST_TEXT_BYTES", "Document", "documents_hash", "read_documents", "read_prompts"]
 
 ENDLESS_COUNT = 2000
 """Samples taken by default of a source that has no end."""
+MOST_TEXT_BYTES = 2**33
+"""Bytes of the longest file of texts that is read, as a whole."""
 
 _SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")
 
@@ -139,25 +142,60 @@ def _files(source: str, field: str) -> list[Path]:
 
 
 def _read(path: Path, column: str) -> Iterator[Document]:
+    """The documents of one file.
+
+    Raises
+    ------
+    ValueError
+        Naming the file, if it is not what its name says, or larger than a text is.
+    """
+    size = path.stat().st_size
+    if size > MOST_TEXT_BYTES:
+        raise ValueError(
+            f"{path} has {size:,} bytes, which is more than {MOST_TEXT_BYTES:,}: split it."
+        )
+    try:
+        for document in _parsed(path, column):
+            document.text.encode()
+            yield document
+    except UnicodeError:
+        raise ValueError(f"{path} is not text in UTF-8: convert it, or take it out.") from None
+
+
+def _parsed(path: Path, column: str) -> Iterator[Document]:
     if path.suffix == ".jsonl":
         with path.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     yield Document(f"{path.name}:{number}", _field(line, column, path, number))
     elif path.suffix == ".parquet":
-        import pyarrow.parquet as pq
-
-        if column not in pq.read_schema(path).names:
-            raise ValueError(f"inputs.column {column!r} is not a column of {path}: name one.")
-        texts = pq.read_table(path, columns=[column]).column(0).to_pylist()
+        texts = _column(path, column)
         for number, text in enumerate(texts, 1):
             yield Document(f"{path.name}:{number}", str(text or ""))
     else:
         yield Document(path.name, path.read_text(encoding="utf-8"))
 
 
+def _column(path: Path, column: str) -> list[Any]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        if column not in pq.read_schema(path).names:
+            raise ValueError(f"inputs.column {column!r} is not a column of {path}: name one.")
+        texts: list[Any] = pq.read_table(path, columns=[column]).column(0).to_pylist()
+    except pa.ArrowException as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} is not a readable Parquet file ({reason}).") from None
+    return texts
+
+
 def _field(line: str, column: str, path: Path, number: int) -> str:
-    record = json.loads(line)
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        reason = "it lies too deep" if isinstance(error, RecursionError) else error
+        raise ValueError(f"line {number} of {path} is not JSON ({reason}).") from None
     if not isinstance(record, dict) or column not in record:
         raise ValueError(
             f"inputs.column {column!r} is missing in line {number} of {path}: name one it has."

@@ -18,6 +18,7 @@ from compute.settings import InputSettings
 __all__ = ["FolderPictures", "Pictures", "StoredPictures", "fit", "open_pictures", "png"]
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+_MOST_CAPTION_BYTES = 2**20
 _Picture = npt.NDArray[np.uint8]
 
 
@@ -59,7 +60,7 @@ class FolderPictures(Pictures):
     """
 
     def __init__(self, folder: Path, count: int | None = None) -> None:
-        self._paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES)[:count]
+        self._paths = sorted(p for p in folder.rglob("*") if _is_picture(p))[:count]
         self.names = [path.relative_to(folder).as_posix() for path in self._paths]
         self.texts = [_caption(path) for path in self._paths]
 
@@ -71,13 +72,14 @@ class FolderPictures(Pictures):
         ValueError
             If the file is no picture.
         """
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image
 
         path = self._paths[number]
         try:
             with Image.open(path) as opened:
                 return np.asarray(opened.convert("L" if opened.mode == "L" else "RGB"))
-        except (OSError, UnidentifiedImageError) as error:
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            # PIL says by all of these that a file is none, or a few bytes that grow without end.
             raise ValueError(
                 f"inputs.images holds {path.name!r}, which is no readable picture: take it out."
             ) from error
@@ -182,6 +184,18 @@ def mosaic(pictures: npt.NDArray[Any], per_row: int) -> npt.NDArray[Any]:
     return np.asarray(whole[:-gap, :-gap])
 
 
+def _is_picture(path: Path) -> bool:
+    # A pipe would be waited for until somebody writes to it.
+    return path.suffix.lower() in _SUFFIXES and path.is_file()
+
+
 def _caption(path: Path) -> str:
     beside = path.with_suffix(".txt")
-    return beside.read_text(encoding="utf-8").strip() if beside.is_file() else ""
+    if not beside.is_file():
+        return ""
+    if beside.stat().st_size > _MOST_CAPTION_BYTES:
+        raise ValueError(f"{beside} is no caption: it has more than {_MOST_CAPTION_BYTES:,} bytes.")
+    try:
+        return beside.read_text(encoding="utf-8").strip()
+    except UnicodeError:
+        raise ValueError(f"{beside} is not text in UTF-8: convert it, or take it out.") from None

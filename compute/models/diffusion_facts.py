@@ -24,6 +24,9 @@ from compute.models.hooks import (
 from compute.models.patches import feature_map
 from compute.models.weight_files import Source, resolve_source
 
+# Bytes of the longest file of JSON that describes a model or a part of it.
+_MOST_JSON = 2**24
+
 
 @dataclass(frozen=True)
 class DiffusionFacts:
@@ -161,13 +164,13 @@ def read_json(source: Source, name: str, *, required: bool = True) -> Any:
     if source.folder is not None:
         path = source.folder / name
         if path.is_file():
-            return json.loads(path.read_text())
+            return _parsed(path, source)
     else:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError
 
         try:
-            return json.loads(Path(hf_hub_download(source.location, name)).read_text())
+            return _parsed(Path(hf_hub_download(source.location, name)), source)
         except EntryNotFoundError:
             pass
         except OSError as error:
@@ -178,3 +181,15 @@ def read_json(source: Source, name: str, *, required: bool = True) -> Any:
     if required:
         raise ValueError(f"source {source.name!r} holds no {name}, so it is no diffusers model")
     return None
+
+
+def _parsed(path: Path, source: Source) -> Any:
+    size = path.stat().st_size
+    if size > _MOST_JSON:
+        raise ValueError(
+            f"{path.name} of {source.name!r} has {size:,} bytes: it describes no model"
+        )
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        raise ValueError(f"{path.name} of {source.name!r} is not readable JSON") from None

@@ -95,7 +95,9 @@ def weight_files(folder: Path, gguf_file: str | None = None) -> list[Path]:
     """
     if gguf_file is not None:
         return [folder / gguf_file]
-    files = sorted(path for path in folder.rglob("*") if path.suffix in _WEIGHT_SUFFIXES)
+    files = sorted(
+        path for path in folder.rglob("*") if path.suffix in _WEIGHT_SUFFIXES and path.is_file()
+    )
     with_safetensors = {path.parent for path in files if path.suffix == ".safetensors"}
     files = [p for p in files if p.suffix == ".safetensors" or p.parent not in with_safetensors]
     if not files:

@@ -1,6 +1,7 @@
 """Documents are read in a fixed order from files, folders and what Python brings."""
 
 import json
+import os
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -47,12 +48,26 @@ def test_the_hash_sees_every_change(tmp_path):
         ("x.pdf", "text", "text", "is of no known kind"),
         ("x.jsonl", '{"a": 1}', "text", "inputs.column 'text' is missing in line 1"),
         ("x.txt", "  \n ", "text", "holds no text"),
+        ("x.txt", b"\xff\xfe", "text", r"x\.txt is not text in UTF-8"),
+        ("x.jsonl", '{"text": "\\ud800"}', "text", r"x\.jsonl is not text in UTF-8"),
+        ("x.jsonl", '{"text": "a"}\n{', "text", r"line 2 of .*x\.jsonl is not JSON"),
+        ("x.jsonl", "[" * 100_000, "text", r"line 1 of .*x\.jsonl is not JSON"),
+        ("x.parquet", "PAR1 none PAR1", "text", r"x\.parquet is not a readable Parquet file"),
     ],
 )
 def test_unreadable_sources_are_refused(tmp_path, name, content, column, message):
-    (tmp_path / name).write_text(content)
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ValueError, match=message):
         read(tmp_path / name, column=column)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", ["x.txt", "x.jsonl", "x.parquet"])
+def test_ten_terabytes_of_nothing_are_no_text(tmp_path, name):
+    (tmp_path / name).touch()
+    os.truncate(tmp_path / name, 10 * 2**40)
+    with pytest.raises(ValueError, match="has 10,995,116,277,760 bytes, which is more than"):
+        read(tmp_path)
 
 
 def test_an_unknown_builtin_is_refused():

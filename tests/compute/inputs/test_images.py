@@ -1,5 +1,8 @@
 """Pictures are read from folders one at a time, fitted to the model, and hashed by content."""
 
+import os
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -38,6 +41,29 @@ def test_what_cannot_be_read_is_named(folder):
         open_pictures(InputSettings(images="/no/where"))
     with pytest.raises(ValueError, match="use 'builtin:digits'"):
         open_pictures(InputSettings(images="builtin:cats"))
+
+
+@pytest.mark.timeout(60)
+def test_a_file_that_only_seems_to_be_a_picture_holds_nobody_up(folder):
+    os.mkfifo(folder / "3.png")
+    # A few hundred bytes that say they are 40,000 pixels wide and high.
+    head = bytearray((folder / "0.png").read_bytes())
+    head[16:24] = (40_000).to_bytes(4, "big") * 2
+    head[29:33] = zlib.crc32(head[12:29]).to_bytes(4, "big")
+    (folder / "0.png").write_bytes(head)
+    pictures = open_pictures(InputSettings(images=str(folder)))
+    assert list(pictures.names) == ["0.png", "1.png", "2.png"]
+    with pytest.raises(ValueError, match=r"'0\.png'.*no readable picture"):
+        pictures.picture(0)
+
+
+@pytest.mark.parametrize(
+    "spoil", [lambda p: p.write_bytes(b"\xff"), lambda p: os.truncate(p, 2**40)]
+)
+def test_a_caption_that_is_none_is_named(folder, spoil):
+    spoil(folder / "1.txt")
+    with pytest.raises(ValueError, match=r"1\.txt is no"):
+        open_pictures(InputSettings(images=str(folder)))
 
 
 def test_fit_cuts_the_middle_and_keeps_what_fits():
