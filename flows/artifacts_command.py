@@ -17,7 +17,7 @@ from flows.options import StoreOption
 from flows.plain_words import plain, plain_json, plain_markup
 
 if TYPE_CHECKING:
-    from storage.artifacts import Registry
+    from storage.artifacts import ArtifactReference, Registry
 
 __all__ = ["artifacts"]
 
@@ -62,13 +62,32 @@ _SCORES = ("explained_variance", "l0", "dead_share")
 @artifacts.command("list")
 def list_versions(store: StoreOption = None, as_json: AsJson = False) -> None:
     """List all artifacts and their versions."""
+    from storage.artifacts import BadSignature
+
     registry = _registry(store)
-    found = [version for name in registry.names() for version in registry.versions(name)]
+    found: list[ArtifactReference] = []
+    pointing: dict[str, dict[str, int]] = {}
+    damaged = False
+    for name in registry.names():
+        # One that is damaged hides no other.
+        try:
+            versions, pointing[name] = registry.versions(name), registry.aliases(name)
+            found += versions
+        except (ValueError, BadSignature) as error:
+            damaged = True
+            err.print(f"[bold red]error:[/] {plain_markup(str(error))}", soft_wrap=True)
+    _print_versions(found, pointing, as_json=as_json)
+    if damaged:
+        raise typer.Exit(2)
+
+
+def _print_versions(
+    found: list[ArtifactReference], pointing: dict[str, dict[str, int]], *, as_json: bool
+) -> None:
     if as_json:
         _print_json([version.model_dump(mode="json") for version in found])
         return
     table = Table("artifact", "version", "status", "content hash", "aliases", box=None)
-    pointing = {name: registry.aliases(name) for name in {version.name for version in found}}
     for version in found:
         pointers = pointing[version.name].items()
         aliases = ", ".join(alias for alias, number in pointers if number == version.version)

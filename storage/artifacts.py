@@ -60,10 +60,10 @@ __all__ = [
 ]
 
 
-# What these names stand for is built with pydantic, whose import takes longer than all the rest
-# here: they are looked up when they are first asked for.
 # Names that a registry remembers what it has read of.
 _MOST_SHELVES = 1024
+# What these names stand for is built with pydantic, whose import takes longer than all the rest
+# here: they are looked up when they are first asked for.
 _LATER = {
     "AliasMove": "storage.registry.shelves",
     "AliasMoved": "storage.registry.shelves",
@@ -362,14 +362,28 @@ class Registry:
             by the clock of the store.
         dry_run : bool
             Remove nothing, only tell.
+
+        Raises
+        ------
+        CorruptArtifact, BadSignature, ValueError
+            Of the first artifact that cannot be looked at; all others are seen to before.
         """
         versions: dict[str, tuple[int, ...]] = {}
         leftovers: list[str] = []
+        failures: list[Exception] = []
         for each in [name] if name is not None else self._folders():
-            removed, found = self._shelf(each).collect_garbage(retention, grace, dry_run=dry_run)
+            try:
+                removed, found = self._shelf(each).collect_garbage(
+                    retention, grace, dry_run=dry_run
+                )
+            except (ValueError, BadSignature) as error:
+                failures.append(error)
+                continue
             if removed:
                 versions[each] = tuple(removed)
             leftovers += [f"{each}/{path}" for path in found]
+        if failures:
+            raise failures[0]
         return Garbage(versions, tuple(leftovers))
 
     def _shelf(self, name: str) -> Shelf:

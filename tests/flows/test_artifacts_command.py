@@ -131,6 +131,20 @@ def test_no_word_of_another_steers_a_terminal(strata, store):
     assert said.count("mine") > 6
 
 
+def test_one_damaged_artifact_hides_no_other(strata, store):
+    registry = Registry(store / "artifacts")
+    registry.publish("a-bad", {"x.txt": b"1"}, fingerprint="1")
+    record = store / "artifacts/a-bad/records/00000001.json"
+    record.write_text("{}")
+    (store / "artifacts/a-link").symlink_to("toy")
+    listed = strata("list", "--json", code=2)
+    assert "a-bad/records/00000001.json is damaged" in listed
+    assert '"name": "toy"' in listed
+    said = strata("clean", "--keep-last", "1", code=2)
+    assert "is damaged" in said
+    assert [version.version for version in registry.versions("toy")] == [2]
+
+
 def test_what_a_version_lacks_is_said_in_a_sentence(strata, store):
     Registry(store / "artifacts").publish("bare", {"x.txt": b"1"}, fingerprint="1")
     for command in (["compare", "bare", "1"], ["export", "bare", "--format", "graphml"]):
