@@ -2,8 +2,8 @@
 
 Prefect's own command takes any `Host`, answers pages of any origin, and runs without a password.
 Whoever may talk to the API runs shell commands on the workers, and so might every page that a
-person opens. This one does not start without a password, and answers only to its own names and its
-own pages.
+person opens. This one does not start without a password, answers only to its own names and its own
+pages, and waits for no client for long.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import resource
 import socket
 import sys
 import threading
@@ -21,7 +22,7 @@ from urllib.parse import urlsplit
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-__all__ = ["OnlyOwnPages", "RetriedWhenLocked", "closed"]
+__all__ = ["OnlyOwnPages", "RetriedWhenLocked", "closed", "connection_type"]
 
 _PASSWORD = "PREFECT_SERVER_API_AUTH_STRING"  # noqa: S105
 _ORIGINS = "PREFECT_SERVER_CORS_ALLOWED_ORIGINS"
@@ -29,6 +30,9 @@ _ORIGINS = "PREFECT_SERVER_CORS_ALLOWED_ORIGINS"
 # everything else up for seconds; below /api they are there for who has the password.
 _HIDDEN = frozenset(("/docs", "/docs/oauth2-redirect", "/openapi.json", "/redoc"))
 _TRIES = 8
+_MOST_CLIENTS = 10_000
+# For a whole request, and for the next piece of an answer; it may be busy itself for long.
+_CLIENT_SECONDS = 60.0
 _FIRST_WAIT_SECONDS = 0.05
 
 
@@ -154,6 +158,21 @@ class RetriedWhenLocked:
         return refused
 
 
+def connection_type() -> type[asyncio.Protocol]:
+    """What the server makes of each connection: one that no client holds open at its leisure."""
+    from storage.connections import BoundedConnection, Bounds
+
+    # Some files are left for the database, whoever connects.
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    bounds = Bounds(min(files * 3 // 4, _MOST_CLIENTS), _CLIENT_SECONDS, _CLIENT_SECONDS)
+
+    class Connection(BoundedConnection):
+        def bounds(self) -> Bounds:
+            return bounds
+
+    return Connection
+
+
 def main() -> None:
     """Serve until told to end."""
     options = _options()
@@ -172,6 +191,7 @@ def main() -> None:
             closed(create_app(final=True), options.name),
             host=options.host,
             port=port,
+            http=connection_type(),
             lifespan="on",
             log_level=options.log_level,
             timeout_keep_alive=settings.api.keepalive_timeout,

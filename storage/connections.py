@@ -1,4 +1,4 @@
-"""Connections of the HTTP service that no client can hold open at its leisure.
+"""Connections of an HTTP service that no client can hold open at its leisure.
 
 uvicorn closes a connection that is idle after an answer. A client that sends half a request, or
 takes no more of an answer, it waits for without end; and every connection costs memory.
@@ -7,10 +7,12 @@ takes no more of an answer, it waits for without end; and every connection costs
 from __future__ import annotations
 
 import asyncio
+from typing import NamedTuple
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-__all__ = ["CLIENTS", "REQUEST_SECONDS", "STALL_SECONDS", "BoundedConnection"]
+__all__ = ["CLIENTS", "REQUEST_SECONDS", "STALL_SECONDS", "BoundedConnection", "Bounds"]
 
 CLIENTS = 256
 """Connections at one time; the next one is told to come again."""
@@ -25,8 +27,19 @@ _BUSY = (
 )
 
 
+class Bounds(NamedTuple):
+    """How many connections there may be, and how long one may keep the service waiting."""
+
+    clients: int
+    request_seconds: float
+    stall_seconds: float
+
+
 class BoundedConnection(H11Protocol):
-    """One connection, looked at every second and ended when its client keeps it waiting."""
+    """One connection, looked at every second and ended when its client keeps it waiting.
+
+    A websocket is let be, once it is one.
+    """
 
     _waiting_since: float
     _paused_since: float | None = None
@@ -36,10 +49,20 @@ class BoundedConnection(H11Protocol):
         """Begin to watch; beyond :data:`CLIENTS`, answer 503 and end."""
         super().connection_made(transport)
         self._waiting_since = self.loop.time()
-        if len(self.connections) > CLIENTS:
+        if len(self.connections) > self.bounds().clients:
             transport.write(_BUSY)
             transport.close()
         self._watch()
+
+    def bounds(self) -> Bounds:
+        """What holds for all connections of this kind."""
+        return Bounds(CLIENTS, REQUEST_SECONDS, STALL_SECONDS)
+
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        """Cease to watch: another protocol has the connection from here on."""
+        if self._timer is not None:
+            self._timer.cancel()
+        super().handle_websocket_upgrade(event)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Cease to watch."""
@@ -70,10 +93,12 @@ class BoundedConnection(H11Protocol):
             self._timer = self.loop.call_later(1, self._watch)
 
     def _is_overdue(self) -> bool:
-        now = self.loop.time()
+        now, bounds = self.loop.time(), self.bounds()
         if self._paused_since is not None:
-            return now - self._paused_since > STALL_SECONDS
+            return now - self._paused_since > bounds.stall_seconds
         if self.cycle is not None and not self.cycle.response_complete:
             return False
         left = self.transport.get_write_buffer_size()
-        return now - self._waiting_since > (STALL_SECONDS if left else REQUEST_SECONDS)
+        return now - self._waiting_since > (
+            bounds.stall_seconds if left else bounds.request_seconds
+        )

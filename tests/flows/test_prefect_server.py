@@ -6,14 +6,17 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import httpx
 import pytest
+import uvicorn
 import websockets.sync.client
 from starlette.testclient import TestClient
 
-from flows.prefect_server import RetriedWhenLocked, closed
+import flows.prefect_server
+from flows.prefect_server import RetriedWhenLocked, closed, connection_type
 from flows.services import listen, start_prefect, wait_until_healthy
 
 LOGIN = "strata:right"
@@ -104,6 +107,49 @@ def test_every_route_wants_the_password(server):
     assert sorted(opened) == ["/health", "/ready"]
     outside = [httpx.get(url + path).status_code for path in ("/docs", "/redoc", "/openapi.json")]
     assert outside == [404, 404, 404]
+
+
+async def echo(scope, receive, send):
+    """Answers a request with a word, and a websocket's messages with themselves."""
+    if scope["type"] == "http":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"here"})
+        return
+    assert (await receive())["type"] == "websocket.connect"
+    await send({"type": "websocket.accept"})
+    while (message := await receive())["type"] == "websocket.receive":
+        await send({"type": "websocket.send", "text": message["text"]})
+
+
+def test_a_request_is_not_waited_for_and_a_socket_is_let_be(monkeypatch):
+    monkeypatch.setattr(flows.prefect_server, "_CLIENT_SECONDS", 1.0)
+    monkeypatch.setattr(flows.prefect_server, "_MOST_CLIENTS", 10)
+    listener = listen()
+    port = listener.getsockname()[1]
+    config = uvicorn.Config(echo, lifespan="off", log_level="critical", http=connection_type())
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    with websockets.sync.client.connect(f"ws://127.0.0.1:{port}/", open_timeout=30) as opened:
+        half = [socket.create_connection(("127.0.0.1", port), 30) for _ in range(20)]
+        for each in half:
+            each.sendall(b"GET / HTTP/1.1\r\nHost:")
+        # Told to come again where there are too many, and let go after a second otherwise.
+        told = []
+        for each in half:
+            try:
+                told.append(each.recv(100))
+            except ConnectionResetError:
+                told.append(b"")
+            each.close()
+        assert sum(word.startswith(b"HTTP/1.1 503") for word in told) >= 10
+        assert b"" in told
+        opened.send("still")
+        assert opened.recv(30) == "still"
+        assert httpx.get(f"http://127.0.0.1:{port}/", timeout=30).text == "here"
+    server.should_exit = True
+    thread.join(30)
+    listener.close()
 
 
 @pytest.mark.server
