@@ -11,14 +11,13 @@ what remains is a registry as it once was. A reader that remembers how far it ha
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from storage.records import canonical_json, digest
+from storage.records import canonical_json, digest, read_json
 from storage.registry.signatures import BadSignature
 
 __all__ = ["RolledBack", "Witness", "witness_folder"]
@@ -104,7 +103,7 @@ class Witness:
 
     def _read(self) -> dict[str, tuple[int, str]]:
         try:
-            found = json.loads(self.file.read_bytes())
+            found = read_json(self.file.read_bytes())
             return {ledger: (int(n), str(known)) for ledger, (n, known) in found["seen"].items()}
         except FileNotFoundError:
             return {}

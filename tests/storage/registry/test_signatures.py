@@ -562,7 +562,10 @@ def test_a_witness_is_kept_where_keys_are_trusted(tmp_path, monkeypatch):
     }
 
 
-@pytest.mark.parametrize("obstacle", ["a file", "garbage", "not writable"])
+GARBAGE = {"half": "[1", "deep": "[" * 100_000, "endless": '{"seen": {"records": [1e999, ""]}}'}
+
+
+@pytest.mark.parametrize("obstacle", ["a file", "not writable", *GARBAGE])
 def test_a_witness_that_cannot_be_kept_stops_nobody(tmp_path, monkeypatch, caplog, obstacle):
     folder = tmp_path / "witness"
     monkeypatch.setenv("STRATA_WITNESS", str(folder))
@@ -571,8 +574,8 @@ def test_a_witness_that_cannot_be_kept_stops_nobody(tmp_path, monkeypatch, caplo
     if obstacle == "a file":
         shutil.rmtree(folder)
         folder.write_text("x")
-    elif obstacle == "garbage":
-        file.write_text("[1")
+    elif obstacle in GARBAGE:
+        file.write_text(GARBAGE[obstacle])
     else:
         monkeypatch.setattr("storage.registry.witness.Path.write_bytes", refuse)
         file.unlink()
