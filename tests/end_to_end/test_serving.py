@@ -92,5 +92,5 @@ def test_a_run_submitted_through_the_api_completes(server, tiny_recipe, tmp_path
         wait_until(lambda: "SCHEDULED" in states().values(), 120, serving)
     finally:
         serving.send_signal(signal.SIGINT)
-        serving.wait(timeout=60)
+        serving.wait(timeout=240)
     assert (tmp_path / "store" / "artifacts" / "tiny").is_dir()

@@ -19,7 +19,7 @@ from tests.storage.tables.test_activations import make_plan, write
         ("s3://", "bucket"),
         ("file://elsewhere/run", "names a host"),
         ("FILE", "is a file"),
-        ("FILE/below", "cannot be read"),
+        ("FILE/below", "holds no finished"),
         ("EMPTY", "holds no finished step"),
         ("EMPTY/none", "holds no finished step"),
         ("", "empty"),
