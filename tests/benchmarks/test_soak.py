@@ -1,6 +1,7 @@
 """The soak runs, twice; whether its series are flat is judged on longer ones."""
 
 import pytest
+
 from tests.benchmarks.test_loader_speed import benchmark
 
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(1800)]
