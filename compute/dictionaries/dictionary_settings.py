@@ -108,8 +108,9 @@ class DictionarySettings(BaseModel):
     whiten: bool = Field(
         False,
         description=(
-            "Train on whitened activations, in which quiet concepts count as much as loud ones:"
-            " concepts are found better, while less of the variance is explained. Not for topk."
+            "Train on activations that are whitened on all rows, in which quiet concepts count as"
+            " much as loud ones: concepts are found better, while less of the variance is"
+            " explained. Not for topk."
         ),
         json_schema_extra=ADVANCED,
     )
@@ -129,10 +130,10 @@ class DictionarySettings(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.k > self.n_concepts:
+        if self.active > self.n_concepts:
             raise ValueError(
-                f"k = {self.k} exceeds n_concepts = {self.n_concepts}: choose a k no larger than"
-                " the number of concepts"
+                f"k = {self.active} exceeds n_concepts = {self.n_concepts}: choose a k no larger"
+                " than the number of concepts"
             )
         if self.whiten and self.architecture == "topk":
             raise ValueError(
@@ -155,6 +156,11 @@ class DictionarySettings(BaseModel):
                 " that end with 1"
             )
         return self
+
+    @property
+    def active(self) -> int:
+        """Active concepts per row, on average or exactly."""
+        return self.k
 
     def auxiliary_width(self, d: int) -> int:
         """Dead concepts per row that learn from the residual of rows of dimension ``d``."""

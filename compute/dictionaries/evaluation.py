@@ -64,12 +64,14 @@ class Evaluator:
         self._maxima = torch.zeros(n)
 
     @torch.no_grad()
-    def update(self, batch: ArrayLike | Tensor) -> None:
-        """Add rows (..., d)."""
+    def update(self, batch: ArrayLike | Tensor, codes: ArrayLike | Tensor | None = None) -> None:
+        """Add rows (..., d), with codes (..., n_concepts) if others than its own are evaluated."""
         dictionary = self._dictionary
         rows = torch.as_tensor(batch, dtype=torch.float32, device=dictionary.device)
         rows = rows.reshape(-1, rows.shape[-1])
-        codes = dictionary.encode(rows)
+        if codes is None:
+            codes = dictionary.encode(rows)
+        codes = torch.as_tensor(codes, device=dictionary.device).reshape(len(rows), -1)
         centred = rows - dictionary.b_dec
         self._error += float((dictionary.decode(codes) - rows).double().square().sum())
         self._sum += centred.double().sum(0).cpu()
@@ -154,6 +156,24 @@ def match_directions(first: ArrayLike | Tensor, second: ArrayLike | Tensor) -> M
 def mean_correlation(first: ArrayLike | Tensor, second: ArrayLike | Tensor) -> float:
     """MCC: mean |cosine| of directions (n, d) and (m, d) under the best one-to-one matching."""
     return match_directions(first, second).mcc
+
+
+def recurrence(
+    directions: ArrayLike | Tensor, others: Iterable[ArrayLike | Tensor]
+) -> NDArray[np.float64]:
+    """Mean |cosine| (n,) of each of the directions (n, d) with its match in each other set.
+
+    One that is left without a match, since another set is smaller, counts 0 there.
+    """
+    first = _unit(directions)
+    found = np.zeros((0, len(first)))
+    for other in others:
+        matching = match_directions(first, other)
+        own = np.zeros(len(first))
+        own[matching.first] = matching.cosines
+        found = np.vstack([found, own])
+    again: NDArray[np.float64] = found.mean(0)
+    return again
 
 
 def consistency(dictionaries: Iterable[Dictionary | ArrayLike | Tensor]) -> float:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from compute.dictionaries.dictionary import Dictionary
 from compute.dictionaries.dictionary_settings import ArchitectureName, DictionarySettings
+from compute.dictionaries.normalization import estimate_whitening
 from compute.dictionaries.trainer import DictionaryTrainer
 
 
@@ -61,7 +62,8 @@ def fit_dictionary(
     if rows.ndim == 0 or rows.numel() == 0:
         raise ValueError(f"x has shape {tuple(rows.shape)}: pass (..., d) with at least one row")
     rows = rows.reshape(-1, rows.shape[-1])
-    trainer = DictionaryTrainer(settings, device=device)
+    whitening = estimate_whitening(rows) if settings.whiten else None
+    trainer = DictionaryTrainer(settings, normalization=whitening, device=device)
     for batch in shuffled_batches(rows, settings.batch_size, settings.steps, seed):
         trainer.step(batch)
     return trainer.dictionary

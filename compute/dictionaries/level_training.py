@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor
 
+from compute.dictionaries.architectures.architecture import Normalization
 from compute.dictionaries.dictionary_settings import DictionarySettings
 from compute.dictionaries.trainer import DictionaryTrainer, StepMetrics
 
@@ -16,6 +17,7 @@ def train_levels(
     trainers: Mapping[str, DictionaryTrainer] | None = None,
     after_step: Callable[[dict[str, StepMetrics], dict[str, DictionaryTrainer]], None]
     | None = None,
+    normalizations: Mapping[str, Normalization] | None = None,
     device: str | torch.device = "cpu",
 ) -> dict[str, DictionaryTrainer]:
     """Train one dictionary per level until each has done its steps or the stream ends.
@@ -32,6 +34,9 @@ def train_levels(
     after_step
         Called after each batch with the metrics of that step and all trainers, for progress and
         checkpoints.
+    normalizations
+        Level → the map under which a new trainer sees rows; others estimate it from their first
+        batch.
     device
         Where new trainers live.
 
@@ -48,7 +53,8 @@ def train_levels(
     if not settings:
         raise ValueError("settings name no level: give at least one")
     running = {
-        level: (trainers or {}).get(level) or DictionaryTrainer(chosen, device=device)
+        level: (trainers or {}).get(level)
+        or DictionaryTrainer(chosen, normalization=(normalizations or {}).get(level), device=device)
         for level, chosen in settings.items()
     }
     for level, trainer in running.items():

@@ -46,6 +46,9 @@ class DictionaryTrainer:
     mean, scale
         Centre (d,) and scale of the activations, in their units. Left out, they are estimated
         from the first batch; whitened activations have the scale 1 whatever is given.
+    normalization
+        The map under which rows are seen, instead of both: as from the moments of all rows, of
+        which the first batch tells little.
     device
         Where to train; batches are moved there.
     workers
@@ -58,6 +61,7 @@ class DictionaryTrainer:
         *,
         mean: Tensor | None = None,
         scale: float | None = None,
+        normalization: Normalization | None = None,
         device: str | torch.device = "cpu",
         workers: Workers = ALONE,
     ) -> None:
@@ -66,7 +70,7 @@ class DictionaryTrainer:
         self.device = torch.device(device)
         self.steps_done = 0
         self._architecture = architecture_named(settings.architecture)
-        self._given = (mean, scale)
+        self._given = (mean, scale, normalization)
         self._started = False
 
     def step(self, batch: Tensor) -> StepMetrics:
@@ -208,8 +212,11 @@ class DictionaryTrainer:
     def _start(self, batch: Tensor) -> None:
         # Every worker must start from the same place, so each looks at the whole first batch.
         batch = self._workers.gather(batch)
-        mean, scale = self._given
-        if self.settings.whiten:
+        mean, scale, given = self._given
+        if given is not None:
+            moved = (None if own is None else own.to(self.device) for own in given)
+            estimated = Normalization(*moved)  # type: ignore[arg-type]
+        elif self.settings.whiten:
             estimated = estimate_whitening(batch)
         else:
             estimated = estimate_normalization(batch)
@@ -220,7 +227,7 @@ class DictionaryTrainer:
         self.normalization = estimated
         generator = torch.Generator().manual_seed(self.settings.seed)
         rows = self.normalization.rows(batch)
-        n = self.settings.n_concepts + self.settings.spare_concepts(batch.shape[1])
+        n = self.settings.n_concepts + self.settings.spare_concepts(rows.shape[1])
         self.parameters = self._architecture.parameters(n, rows, self.settings, generator)
         self.buffers = self._architecture.buffers(self.parameters, rows, self.settings)
         self.rows_since_fired = torch.zeros(n, dtype=torch.int64, device=self.device)

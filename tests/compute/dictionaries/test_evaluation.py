@@ -4,10 +4,12 @@ import torch
 
 from compute.dictionaries import fit_dictionary
 from compute.dictionaries.evaluation import (
+    Evaluator,
     consistency,
     evaluate,
     match_directions,
     mean_correlation,
+    recurrence,
 )
 
 
@@ -74,3 +76,20 @@ def test_consistency_is_the_mean_over_pairs(dictionary):
 def test_directions_of_other_dimension_are_refused():
     with pytest.raises(ValueError, match="one d"):
         mean_correlation(np.eye(3), np.eye(4))
+
+
+def test_other_codes_than_its_own_can_be_evaluated(dictionary, rows):
+    own, other = Evaluator(dictionary), Evaluator(dictionary)
+    own.update(rows)
+    other.update(rows, dictionary.encode(rows))
+    assert other.result().summary() == own.result().summary()
+    none = Evaluator(dictionary)
+    none.update(rows, torch.zeros(len(rows), dictionary.n_concepts))
+    assert none.result().l0 == 0
+    assert none.result().explained_variance < own.result().explained_variance
+
+
+def test_what_comes_again_is_matched_once_and_what_does_not_counts_nothing():
+    eye = torch.eye(4)
+    assert recurrence(eye[:3], [eye[[1, 0, 2]], -eye[:3]]) == pytest.approx([1, 1, 1])
+    assert recurrence(eye[:3], [eye[:2], eye[:3]]) == pytest.approx([1, 1, 0.5])

@@ -150,3 +150,16 @@ def test_quiet_concepts_are_found_beside_loud_ones():
 def test_topk_is_refused():
     with pytest.raises(ValidationError, match="whiten = true goes with every architecture but"):
         DictionarySettings(architecture="topk", whiten=True)
+
+
+def test_a_given_normalization_is_used_whatever_the_first_batch_is():
+    x = loud_rows(4000, 0)
+    given = estimate_whitening(x)
+    trainer = DictionaryTrainer(
+        DictionarySettings(architecture="batchtopk", n_concepts=8, k=2, whiten=True, steps=10),
+        normalization=given,
+    )
+    trainer.step(x[:64])
+    assert torch.equal(trainer.normalization.into, given.into)
+    resumed = DictionaryTrainer.from_checkpoint(trainer.checkpoint())
+    assert torch.equal(resumed.normalization.into, given.into)
