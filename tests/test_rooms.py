@@ -33,6 +33,7 @@ ROOM_MAY_IMPORT = {
     "compute.selection": {
         "compute.dictionaries",
         "compute.graphs",
+        "storage.sealing",
         "storage.tables",
         "storage.locations",
     },

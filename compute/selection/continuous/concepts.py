@@ -224,6 +224,26 @@ def learn(
     return size
 
 
+def turn_axes(concepts: Concepts, statistics: Statistics, axes: Tensor, noise: Tensor) -> Tensor:
+    """Go over to coordinates with these ``axes`` (r, r), orthogonal columns, and this noise (r,).
+
+    Returns by what (K,) the unit of each code has shrunk, as :func:`learn`.
+    """
+    written = (concepts.directions * concepts.noise.sqrt()) @ axes
+    concepts.noise = bounded_noise(noise)
+    concepts.bias = concepts.bias @ axes
+    scaled = written * concepts.noise.rsqrt()
+    size: Tensor = torch.linalg.vector_norm(scaled, dim=1).clamp(min=1e-6)
+    concepts.directions = (scaled / size[:, None]).contiguous()
+    concepts.mean = concepts.mean * size
+    concepts.variance = concepts.variance * size.square()
+    own = statistics
+    own.cross = own.cross @ axes.double()
+    own.squares = axes.double().square().T @ own.squares
+    _rescale(own, size.double())
+    return size
+
+
 def _products(entries: Entries, x: Tensor, k: int) -> Tensor:
     """Sums of code times row, (k, r)."""
     if k == 0:
@@ -264,7 +284,7 @@ def _solve(concepts: Concepts, own: Statistics) -> Tensor:
     solution = torch.linalg.solve(own.gram + ridge * eye, own.cross)
     concepts.bias = solution[k].float()
     explained = 2 * (solution * own.cross).sum(0) - (solution * (own.gram @ solution)).sum(0)
-    concepts.noise = _bounded(own.squares - explained).float().contiguous()
+    concepts.noise = bounded_noise(own.squares - explained).float().contiguous()
     # The solver's columns lie in one piece; sums over rows that do not end in other last bits.
     directions: Tensor = solution[:k].float().contiguous()
     return directions
@@ -279,11 +299,12 @@ def _step(
     scale = own.sums[2].float().clamp(min=1e-12)
     concepts.bias = concepts.bias + rate * left.mean(0)
     noise = torch.lerp(concepts.noise, left.square().mean(0), rate)
-    concepts.noise = _bounded(noise)
+    concepts.noise = bounded_noise(noise)
     return before + rate * slope / scale[:, None]
 
 
-def _bounded(noise: Tensor) -> Tensor:
+def bounded_noise(noise: Tensor) -> Tensor:
+    """Variances (r,) that are no lower than concepts can be told by."""
     noise = noise.clamp(_LEAST_NOISE, 1.0)
     least = _LEAST_NOISE_SHARE * float(noise.double().log().mean().exp())
     return noise.clamp(min=least)

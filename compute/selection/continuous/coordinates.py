@@ -66,6 +66,10 @@ class White(NamedTuple):
         """Rows (n, d) in white coordinates (n, r)."""
         return (x - self.mean) @ self.into
 
+    def turned(self, axes: Tensor) -> White:
+        """White coordinates with these ``axes`` (r, r), orthogonal columns."""
+        return White(self.mean, (self.into @ axes).contiguous(), (axes.T @ self.back).contiguous())
+
     def to(self, device: torch.device) -> White:
         """The same on another device."""
         return White(*(tensor.to(device) for tensor in self))

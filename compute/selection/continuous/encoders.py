@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import islice
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from compute.dictionaries import Dictionary
+from compute.dictionaries.architectures import Normalization, architecture_named
+from compute.dictionaries.dictionary_settings import DictionarySettings
 from compute.selection.continuous.level import least_squares
 from compute.selection.continuous.logic_gates import FloatArray
 
@@ -42,3 +47,47 @@ def read_out(
     }
     k = max(1, min(len(directions), round(float((codes > 0).sum(1).mean()))))
     return Dictionary("jumprelu", parameters, k=k)
+
+
+def train_reading(
+    directions: Tensor,
+    bias: Tensor,
+    batches: Iterable[Tensor],
+    k: int,
+    normalization: Normalization,
+    steps: int,
+) -> Dictionary:
+    """A JumpReLU dictionary that reads rows off by one linear layer, as well as training finds it.
+
+    Only the encoder is trained, by what it leaves of the rows (as BatchTopK, 2412.06410); it starts
+    as the transpose of the decoder.
+
+    Parameters
+    ----------
+    directions : (K, r) unit rows in the coordinates that ``normalization`` leads to
+    bias : (r,) mean of a row without concepts
+    batches : of (b, r) rows, at least ``steps`` of them
+    k : active concepts a row
+    """
+    settings = DictionarySettings(
+        architecture="batchtopk", n_concepts=len(directions), k=k, steps=steps, aux_k=0
+    )
+    architecture = architecture_named("batchtopk")
+    parameters = {
+        "encoder": directions.clone(),
+        "encoder_bias": directions.new_zeros(len(directions)),
+        "decoder": directions,
+        "decoder_bias": bias,
+    }
+    trained = ("encoder", "encoder_bias")
+    optimizer = torch.optim.Adam([parameters[name] for name in trained], fused=True)
+    buffers = architecture.buffers(parameters, directions, settings)
+    none_dead = torch.zeros(len(directions), dtype=torch.bool, device=directions.device)
+    for step, rows in enumerate(islice(batches, steps)):
+        found = architecture.gradients(parameters, buffers, rows, none_dead, settings)
+        for name in trained:
+            parameters[name].grad = found.by_parameter[name]
+        optimizer.param_groups[0]["lr"] = settings.learning_rate_at(step)
+        optimizer.step()
+    name, weights = architecture.publish(parameters, buffers, normalization)
+    return Dictionary(name, {name: w.cpu() for name, w in weights.items()}, k=k)

@@ -13,28 +13,35 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from safetensors.torch import load, save
 from torch import Tensor
+from torch.nn.functional import pad
 
 from compute.dictionaries import Dictionary
+from compute.dictionaries.architectures import Normalization
+from compute.dictionaries.dictionary import SparseCodes
 from compute.graphs import recover_edges
-from compute.selection.continuous.encoders import read_out
+from compute.selection.continuous.coordinates import White
+from compute.selection.continuous.encoders import train_reading
 from compute.selection.continuous.logic_gates import FloatArray
 from compute.selection.continuous.rows import ArrayRows, RowSource, StoredRows
 from compute.selection.continuous.search import Codes
-from compute.selection.continuous.streamed_training import LevelTraining, plain
+from compute.selection.continuous.streamed_training import LevelTraining, Phase, plain
 from compute.selection.estimator import Estimator
-from storage.locations import Location, NotFound
+from storage.locations import Location
+from storage.sealing.sealed_checkpoints import SealedCheckpoints
 from storage.tables.activations import ActivationSet
 
 _BLOCK_ROWS = 4096
+# Batches from which the linear reading is trained.
+_READING_ROWS, _READING_STEPS = 2048, 300
 # Batches of a generation at the least, and rows that it holds for each concept.
 _FEWEST_BATCHES = 5
 _ROWS_PER_CONCEPT = 64
-# Rows from which edges are recovered and the linear reading is fitted.
+# Rows from which edges are recovered.
 _EDGE_ROWS = 20_000
 _EDGE_CELLS = 30_000_000
 # Fewest rows of which anything can be told.
 _FEWEST_ROWS = 100
-_CHECKPOINT = "checkpoints/selection.safetensors"
+_STATE_FILE = "selection.safetensors"
 
 
 class StreamedSelectionModel(Estimator):
@@ -45,8 +52,8 @@ class StreamedSelectionModel(Estimator):
     n_concepts : sequence of int
         Most concepts per level, lowest first. What the data do not need is dropped.
     k : number or sequence of numbers, optional
-        Most active concepts per row, on average, for all levels or each. Left out, as many as
-        shorten the description.
+        Most active concepts per row, on average, for all levels or each. Left out, or None for a
+        level, as many as shorten the description.
     seed : int
         Same seed and data, same model.
     coupled : bool
@@ -72,6 +79,9 @@ class StreamedSelectionModel(Estimator):
         own codes.
     n_features_in_ : tuple of int
         Dimension of each level.
+    whitening_ : list of (d_l, r_l) arrays
+        ``directions @ whitening_[l]`` are in coordinates whitened on all rows, in which concepts of
+        two fits to the same rows are to be compared: plain ones share what all activations share.
     steps_ : int
         Batches that were seen.
 
@@ -100,7 +110,7 @@ class StreamedSelectionModel(Estimator):
     def __init__(
         self,
         n_concepts: Sequence[int] = (64, 24, 6),
-        k: float | Sequence[float] | None = None,
+        k: float | Sequence[float | None] | None = None,
         seed: int = 0,
         coupled: bool = True,
         batch_rows: int = 4096,
@@ -117,7 +127,7 @@ class StreamedSelectionModel(Estimator):
         self,
         levels: Sequence[ArrayLike | Tensor],
         y: None = None,
-        progress: Callable[[int, str], None] | None = None,
+        progress: Callable[[int, Sequence[Phase]], None] | None = None,
         checkpoint: Location | None = None,
     ) -> Self:
         """Fit to activations, one (n, d_l) array per level, lowest first; rows are aligned.
@@ -125,9 +135,9 @@ class StreamedSelectionModel(Estimator):
         Parameters
         ----------
         levels : of arrays
-        progress : told the steps taken and what every level is at
-        checkpoint : where a fit that is interrupted goes on from; the same arrays and settings are
-            given again
+        progress : told the steps taken and the phase of every level
+        checkpoint : a folder from which a fit that is interrupted goes on; the same arrays and
+            settings are given again
 
         Raises
         ------
@@ -144,7 +154,7 @@ class StreamedSelectionModel(Estimator):
         self,
         activations: ActivationSet,
         max_norm: Mapping[str, float] | None = None,
-        progress: Callable[[int, str], None] | None = None,
+        progress: Callable[[int, Sequence[Phase]], None] | None = None,
         checkpoint: Location | None = None,
     ) -> Self:
         """Fit to the rows for training of a store, its levels lowest first; see :meth:`fit`.
@@ -185,18 +195,40 @@ class StreamedSelectionModel(Estimator):
         ValueError
             If the model is not fitted, or levels are not as they were in :meth:`fit`.
         """
-        fitted = self._fitted()
-        if len(levels) != len(fitted):
-            raise ValueError(f"levels holds {len(levels)} arrays; give one for each {len(fitted)}.")
-        rows = [self._rows(number, x) for number, x in enumerate(levels, start=1)]
-        if len({len(x) for x in rows}) > 1:
-            raise ValueError(f"levels hold {[len(x) for x in rows]} rows; give aligned rows.")
+        rows, fitted = self._aligned(levels), self._levels
         found: list[list[Tensor]] = [[] for _ in fitted]
         for start in range(0, len(rows[0]), _BLOCK_ROWS):
             batch = [x[start : start + _BLOCK_ROWS] for x in rows]
             for own, codes, level in zip(found, self._encoded(batch), fitted, strict=True):
                 own.append(codes.dense(len(level.concepts)))
         return [self._in_units(i, torch.cat(own)) for i, own in enumerate(found, start=1)]
+
+    def transform_sparse(
+        self, levels: Sequence[ArrayLike | Tensor], widths: Sequence[int]
+    ) -> list[SparseCodes]:
+        """The ``widths[l]`` strongest codes of each row and level, as :meth:`transform` finds them.
+
+        Raises
+        ------
+        ValueError
+            As :meth:`transform`.
+        """
+        found = []
+        codes = self._encoded(self._aligned(levels))
+        for level, own, width in zip(self._levels, codes, widths, strict=True):
+            _, size = _units(level)
+            values = own.values * size.to(own.values.device)[own.index]
+            top = values.topk(min(width, values.shape[1]), dim=1)
+            indices = own.index.gather(1, top.indices)
+            # A row has fewer candidates than places where the level has few concepts.
+            missing = (0, width - top.values.shape[1])
+            found.append(SparseCodes(pad(indices, missing), pad(top.values, missing)))
+        return found
+
+    @property
+    def whitening_(self) -> list[FloatArray]:
+        """(d_l, r_l) per level: a direction times it lies in coordinates whitened on all rows."""
+        return [level.white.into.cpu().numpy() for level in self._fitted()]
 
     def checkpoint(self) -> bytes:
         """Settings and state of a fit, finished or not, as one safetensors file."""
@@ -209,11 +241,26 @@ class StreamedSelectionModel(Estimator):
         about = {"settings": self._described(), "levels": values, "steps": self.steps_}
         return save(state, metadata={"about": plain(about)})
 
+    @classmethod
+    def from_checkpoint(cls, data: bytes, device: str = "cpu") -> Self:
+        """The model of :meth:`checkpoint`, for codes; what was read from it is not kept there."""
+        about, state = _read_state(data)
+        model = cls(**about["settings"] | {"device": device})
+        model._settings(len(about["levels"]))
+        model._levels = []
+        for number, (width, k) in enumerate(zip(model._widths, model._active, strict=True)):
+            fields = (state[f"{number}.white.{name}"].to(device) for name in White._fields)
+            model._levels.append(LevelTraining(White(*fields), width, k, 0, 0, (1, 1)))
+        model._restore(about, state)
+        model.n_features_in_ = tuple(len(level.white.mean) for level in model._levels)
+        model.n_concepts_ = tuple(len(level.concepts) for level in model._levels)
+        return model
+
     def _fit(
         self,
         source: RowSource,
         widths: Sequence[int],
-        progress: Callable[[int, str], None] | None,
+        progress: Callable[[int, Sequence[Phase]], None] | None,
         checkpoint: Location | None,
     ) -> Self:
         self.n_features_in_ = tuple(widths)
@@ -233,12 +280,10 @@ class StreamedSelectionModel(Estimator):
             )
         ]
         self.steps_ = 0
-        if checkpoint is not None:
-            self._go_on(checkpoint)
-        held_out = [
-            level.white.rows(x.to(device))
-            for level, x in zip(self._levels, source.held_out(), strict=True)
-        ]
+        kept = None if checkpoint is None else SealedCheckpoints(checkpoint)
+        if kept is not None:
+            self._go_on(kept)
+        held_out = [x.to(device) for x in source.held_out()]
         stream = source.batches(size, self.steps_)
         seen: list[list[Codes]] = [[] for _ in self._levels]
         while not all(level.done for level in self._levels):
@@ -255,9 +300,9 @@ class StreamedSelectionModel(Estimator):
             self._turn(seen, held_out)
             seen = [[] for _ in self._levels]
             if progress is not None:
-                progress(self.steps_, ", ".join(level.phase for level in self._levels))
-            if checkpoint is not None:
-                checkpoint.put(_CHECKPOINT, self.checkpoint())
+                progress(self.steps_, [level.phase for level in self._levels])
+            if kept is not None:
+                kept.save(self.steps_, {_STATE_FILE: self.checkpoint()})
         self._read(held_out, source)
         return self
 
@@ -281,9 +326,19 @@ class StreamedSelectionModel(Estimator):
         below: tuple[Tensor, Tensor] | None = None
         ready = True
         for level, x in zip(self._levels, held_out, strict=True):
-            codes_held = level.judge(x, below, ready)
+            codes_held = level.judge(level.white.rows(x), below, ready)
             ready = level.done or not self.coupled
             below = codes_held.dense(len(level.concepts)), level.concepts.mean
+
+    def _aligned(self, levels: Sequence[ArrayLike | Tensor]) -> list[Tensor]:
+        """Rows (n, d_l) of all levels, as many of each."""
+        fitted = self._fitted()
+        if len(levels) != len(fitted):
+            raise ValueError(f"levels holds {len(levels)} arrays; give one for each {len(fitted)}.")
+        rows = [self._rows(number, x) for number, x in enumerate(levels, start=1)]
+        if len({len(x) for x in rows}) > 1:
+            raise ValueError(f"levels hold {[len(x) for x in rows]} rows; give aligned rows.")
+        return rows
 
     def _encoded(self, batch: Sequence[Tensor]) -> list[Codes]:
         """Codes of rows (n, d_l) of all levels, each informed by the one below."""
@@ -315,34 +370,52 @@ class StreamedSelectionModel(Estimator):
         codes = self.transform(shown)
         self.n_concepts_ = tuple(len(level.concepts) for level in self._levels)
         self.active_ = tuple(float((z > 0).sum(1).mean()) for z in codes)
-        self.dictionaries_, lost = [], []
-        for level, x, z in zip(self._levels, shown, codes, strict=True):
-            directions, _ = _units(level)
-            bias = level.concepts.bias.cpu() @ level.white.back.cpu() + level.white.mean.cpu()
-            rest = x - bias - torch.from_numpy(z) @ directions
-            dictionary = read_out(directions, bias, float(rest.square().mean().sqrt()), x, z)
+        self.dictionaries_ = self._readings(source)
+        lost = []
+        for dictionary, x, z in zip(self.dictionaries_, shown, codes, strict=True):
             read = dictionary.decode(dictionary.encode(x)) - x
+            rest = dictionary.decode(z) - x
             total = (x - x.mean(0)).square().sum()
             lost.append(float((read.square().sum() - rest.square().sum()) / total))
-            self.dictionaries_.append(dictionary)
         self.reading_loss_ = tuple(lost)
         found = [recover_edges(a, b, self.seed) for a, b in pairwise(codes)]
         self.edges_ = [_dense(edges.adjacency) for edges in found]
         self.strengths_ = [_dense(edges.strength) for edges in found]
 
-    def _go_on(self, location: Location) -> None:
-        try:
-            data = location.get(_CHECKPOINT)
-        except NotFound:
-            return
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        about = json.loads(header["__metadata__"]["about"])
-        if about["settings"] != self._described():
-            raise ValueError(
-                f"the checkpoint is of a fit with {about['settings']}, not {self._described()}: "
-                "give the settings that it began with, or another place."
+    def _readings(self, source: RowSource) -> list[Dictionary]:
+        """A dictionary of every level whose encoder is one linear layer."""
+        found = []
+        size = min(_READING_ROWS, source.n_rows)
+        for number, (level, active) in enumerate(zip(self._levels, self.active_, strict=True)):
+            white, concepts = level.white, level.concepts
+            batches = (
+                white.rows(batch[number].to(white.mean.device)) for batch in source.batches(size, 0)
             )
-        state = load(data)
+            written = concepts.directions * concepts.noise.sqrt()
+            normalization = Normalization(
+                white.mean, white.mean.new_ones(()), white.into, white.back
+            )
+            k = max(1, min(len(concepts), round(active)))
+            found.append(
+                train_reading(
+                    written / torch.linalg.vector_norm(written, dim=1, keepdim=True),
+                    concepts.bias, batches, k, normalization, _READING_STEPS,
+                )
+            )  # fmt: skip
+        return found
+
+    def _go_on(self, kept: SealedCheckpoints) -> None:
+        for _, files in kept.load():
+            about, state = _read_state(files[_STATE_FILE])
+            if about["settings"] != self._described():
+                raise ValueError(
+                    f"the checkpoint is of a fit with {about['settings']}, not "
+                    f"{self._described()}: give the settings that it began with, or another place."
+                )
+            self._restore(about, state)
+            return
+
+    def _restore(self, about: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
         device = torch.device(self.device)
         for number, (level, values) in enumerate(zip(self._levels, about["levels"], strict=True)):
             start = f"{number}."
@@ -366,7 +439,7 @@ class StreamedSelectionModel(Estimator):
         if given is None or isinstance(given, int | float):
             self._active = [given] * n_levels
         else:
-            self._active = [float(k) for k in given]
+            self._active = [None if k is None else float(k) for k in given]
         if len(self._active) != n_levels:
             raise ValueError(
                 f"k has {len(self._active)} entries for {n_levels} levels; give one each."
@@ -392,6 +465,11 @@ class StreamedSelectionModel(Estimator):
         """Codes of unit directions among activations."""
         _, size = _units(self._levels[level - 1])
         return (codes.cpu() * size).numpy()
+
+
+def _read_state(data: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return json.loads(header["__metadata__"]["about"]), load(data)
 
 
 def _recent(seen: list[list[Codes]]) -> int:

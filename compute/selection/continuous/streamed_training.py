@@ -2,8 +2,9 @@
 
 Batches come in generations. In each, concepts see enough rows to be judged; at its end those that
 are not worth their price leave, edges from the level below are chosen anew, and rows held out say
-whether training goes on. A level first *grows* (places that are free are taken by new concepts),
-then is *trimmed* (down to what it needs, and to what it may have), then *settles*.
+whether training goes on. A level *starts* from a sparse dictionary that is trained by gradients,
+*grows* (places that are free are taken by new concepts), is *trimmed* (down to what it needs, and
+to what it may have), and *settles*.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from compute.dictionaries import DictionaryTrainer
+from compute.dictionaries.dictionary_settings import DictionarySettings
 from compute.selection.continuous.coding import SpikeAndSlab
 from compute.selection.continuous.concepts import (
     Concepts,
@@ -24,20 +27,24 @@ from compute.selection.continuous.concepts import (
     learn,
     restored,
     tensors,
+    turn_axes,
 )
 from compute.selection.continuous.coordinates import White
 from compute.selection.continuous.links import Links, fit_links
-from compute.selection.continuous.population import begin, price, remove, unneeded
+from compute.selection.continuous.population import begin, begin_with, price, remove, unneeded
 from compute.selection.continuous.search import Codes
 
-Phase = Literal["growing", "trimming", "settling", "done"]
+Phase = Literal["starting", "growing", "trimming", "settling", "done"]
+PHASES: tuple[Phase, ...] = get_args(Phase)
+# The dictionary that a level starts from: its steps, its active concepts a row (the fewer, the more
+# alike are those of two seeds), and in how many rows of a batch each concept is active.
+_START_STEPS, _START_ACTIVE, _START_ROWS_EACH = 1000, 4, 16
+_FEWEST_START_ROWS = 256
 # Places for concepts, as a multiple of the most that may stay, and at the least: with no more than
 # there are, some merge two and never part again.
-ROOM = 2.0
-_LEAST_ROOM = 16
+_ROOM, _LEAST_ROOM = 2.0, 64
 # A phase ends when so many generations in turn gain less than this share of all that was gained.
-_PATIENCE = 2
-_LEAST_GAIN = 0.004
+_PATIENCE, _LEAST_GAIN = 2, 0.004
 # By how much more than the bound may be active when training ends.
 _MOST_OVER = 1.1
 # Fewest generations of growth, and most of any phase.
@@ -76,7 +83,19 @@ class LevelTraining:
         self.concepts = Concepts.none(self.r, device)
         self.statistics = Statistics.none(self.r, device)
         self.links: Links | None = None
-        self.phase: Phase = "growing"
+        self.phase: Phase = "starting"
+        active = max(1, min(_START_ACTIVE, n_concepts // 4))
+        settings = DictionarySettings(
+            architecture="batchtopk",
+            n_concepts=n_concepts,
+            k=active,
+            steps=_START_STEPS,
+            seed=seed,
+            batch_size=max(_FEWEST_START_ROWS, _START_ROWS_EACH * n_concepts // active),
+        )
+        self.start: DictionaryTrainer | None = DictionaryTrainer(
+            settings, mean=torch.zeros(self.r, device=device), scale=1.0, device=device
+        )
         self.steps = self.generation = self.in_phase = self.misses = 0
         self.best = self.nothing = float("inf")
         self._gone, self._bounded = 0, k is None
@@ -99,12 +118,21 @@ class LevelTraining:
         """Learn from white rows (b, r); the ``first`` of a generation may begin concepts."""
         if self.done:
             return self.concepts.infer(x, self.prior(below))
+        if self.start is not None:
+            if not (first and self.start.steps_done >= _START_STEPS):
+                for rows in torch.split(x, self.start.settings.batch_size):
+                    if self.start.steps_done < _START_STEPS:
+                        self.start.step(rows)
+                return self.concepts.infer(x)
+            self._adopt(x)
         if first and self.phase == "growing":
             self._begin(x)
         prior = self.prior(below)
         codes = self.concepts.infer(x, prior, losses=judged)
         self.steps += 1
         memory = self.memory[1] if self.phase == "settling" else self.memory[0]
+        if judged and self.phase == "growing":
+            self._left = self.concepts.residuals(x, codes) * self.concepts.noise.sqrt()
         size = learn(self.concepts, self.statistics, x, codes, max(1 / self.steps, 1 / memory))
         if self.links is not None:
             self.links.rescale(size)
@@ -113,7 +141,7 @@ class LevelTraining:
     def turn(self) -> Tensor:
         """The end of a generation: concepts leave; returns those that are left."""
         every = torch.arange(len(self.concepts), device=self.white.mean.device)
-        if self.done:
+        if self.done or self.start is not None:
             return every
         most = None if self.phase == "growing" else self.n_concepts
         fixed = torch.zeros(len(every), dtype=torch.float64, device=every.device)
@@ -126,7 +154,20 @@ class LevelTraining:
         if len(gone):
             self.links = None
         self._gone = len(gone)
+        if self.phase == "growing":
+            self._turn_axes()
         return left
+
+    def _turn_axes(self) -> None:
+        """Let coordinates be the principal ones of what concepts leave: noise is independent there,
+        whatever its covariance."""
+        left = (self._left - self._left.mean(0)).double()
+        values, axes = torch.linalg.eigh(left.T @ left / len(left))
+        axes, values = axes.float().contiguous(), values.clamp(min=0).float()
+        size = turn_axes(self.concepts, self.statistics, axes, values)
+        self.white = self.white.turned(axes)
+        if self.links is not None:
+            self.links.rescale(size)
 
     def join(self, parts: Tensor, concepts: Tensor, part_means: Tensor) -> None:
         """Choose edges anew, from codes (n, P) below and (n, K) of the level in the same rows."""
@@ -142,7 +183,7 @@ class LevelTraining:
         """
         prior = self.prior(below)
         codes = self.concepts.infer(held_out, prior)
-        if self.done:
+        if self.done or self.start is not None:
             return codes
         self.generation += 1
         self.in_phase += 1
@@ -160,10 +201,21 @@ class LevelTraining:
             self.misses += 1
         self.best = min(self.best, length)
         self._next_phase(ready)
-        return codes
+        return codes if len(self.concepts) else self.concepts.infer(held_out)
+
+    def _adopt(self, x: Tensor) -> None:
+        """Take over the concepts of the dictionary, as they are in white rows (n, r)."""
+        assert self.start is not None
+        dictionary, self.start = self.start.dictionary, None
+        codes = dictionary.encode(x)
+        begin_with(
+            self.concepts, self.statistics, x - dictionary.decode(codes), dictionary.directions,
+            codes, dictionary.b_dec,
+        )  # fmt: skip
+        self._enter("growing")
 
     def _begin(self, x: Tensor) -> None:
-        room = max(round(ROOM * self.n_concepts), _LEAST_ROOM) - len(self.concepts)
+        room = max(round(_ROOM * self.n_concepts), _LEAST_ROOM) - len(self.concepts)
         if room <= 0:
             return
         left = self.concepts.residuals(x, self.concepts.infer(x))
@@ -187,6 +239,11 @@ class LevelTraining:
         elif self.phase == "trimming" and not self._gone and len(self.concepts) <= self.n_concepts:
             self._enter("settling")
         elif self.phase == "settling" and still and ready:
+            if self.best >= self.nothing:
+                # What rows that were seen gain by is not there in those held out.
+                everything = torch.arange(len(self.concepts))
+                remove(self.concepts, self.statistics, everything)
+                self.links = None
             self._enter("done")
 
     def _enter(self, phase: Phase) -> None:
@@ -198,17 +255,9 @@ class LevelTraining:
         state |= {f"white.{name}": t for name, t in self.white._asdict().items()}
         if self.links is not None:
             state |= {f"links.{f.name}": getattr(self.links, f.name) for f in fields(Links)}
-        names = (
-            "phase",
-            "steps",
-            "generation",
-            "in_phase",
-            "misses",
-            "best",
-            "nothing",
-            "_bounded",
-        )
-        return state, {name: getattr(self, name) for name in names}
+        if self.start is not None and self.start.steps_done:
+            state |= {f"start.{name}": t for name, t in self.start.state_dict().items()}
+        return state, {name: getattr(self, name) for name in _PLAIN}
 
     def restore(self, state: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Take over what :meth:`state` told."""
@@ -218,8 +267,13 @@ class LevelTraining:
         self.links = None
         if "links.parts" in state:
             self.links = Links(*(state[f"links.{f.name}"].clone() for f in fields(Links)))
+        begun = {n.removeprefix("start."): t for n, t in state.items() if n.startswith("start.")}
+        if begun and self.start is not None:
+            self.start.load_state_dict(begun)
         for name, value in values.items():
             setattr(self, name, value)
+        if self.phase != "starting":
+            self.start = None
 
 
 def plain(values: Mapping[str, Any]) -> str:

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from compute.selection.continuous import concepts as module
-from compute.selection.continuous.concepts import Concepts, Statistics, learn
+from compute.selection.continuous.concepts import Concepts, Statistics, learn, turn_axes
 from compute.selection.continuous.coordinates import White
-from compute.selection.continuous.population import begin, price, remove, unneeded
+from compute.selection.continuous.population import begin, begin_with, price, remove, unneeded
 
 CPU = torch.device("cpu")
 
@@ -119,3 +119,46 @@ def test_what_does_not_vary_is_no_coordinate():
     x = torch.randn(100, 3, generator=torch.Generator().manual_seed(0))
     x = torch.cat([x, torch.ones(100, 1)], 1)
     assert White.of_blocks([x]).into.shape == (4, 3)
+
+
+def test_turned_axes_change_no_row_and_no_code(rows):
+    white, x, *_ = rows
+    own, statistics = trained(rows, 6)
+    # A turn by itself: the noise stays as it is where it is alike in all directions.
+    own.noise = torch.full_like(own.noise, 0.5)
+    before = own.infer(x)
+    generator = torch.Generator().manual_seed(3)
+    axes = torch.linalg.qr(torch.randn(20, 20, generator=generator)).Q
+    size = turn_axes(own, statistics, axes, own.noise.clone())
+    assert size == pytest.approx(torch.ones(6), abs=1e-4)
+    after = own.infer(white.turned(axes).rows(x @ white.back + white.mean))
+    torch.testing.assert_close(after.dense(6), before.dense(6), atol=1e-2, rtol=1e-2)
+
+
+def test_noise_of_any_covariance_is_independent_along_what_is_left():
+    generator = torch.Generator().manual_seed(4)
+    mixed = torch.randn(4000, 12, generator=generator) @ torch.randn(12, 12, generator=generator)
+    white = White.of_blocks([mixed])
+    x = white.rows(mixed)
+    own, statistics = Concepts.none(12, CPU), Statistics.none(12, CPU)
+    left = own.residuals(x, own.infer(x)) * own.noise.sqrt()
+    values, axes = torch.linalg.eigh(left.T @ left / len(left))
+    turn_axes(own, statistics, axes, values)
+    turned = white.turned(axes).rows(mixed)
+    covariance = turned.T @ turned / len(turned)
+    assert (covariance - covariance.diag().diag()).abs().max() < 1e-4
+
+
+def test_a_dictionary_is_begun_with_as_it_reads_rows(rows):
+    white, x, directions, codes = rows
+    own, statistics = Concepts.none(20, CPU), Statistics.none(20, CPU)
+    unit = torch.nn.functional.normalize(directions @ white.into, dim=1)
+    scale = torch.linalg.vector_norm(directions @ white.into, dim=1)
+    z = torch.cat([codes * scale, torch.zeros(len(x), 1)], 1)
+    known = torch.cat([unit, unit[:1]])
+    left = x - z @ known
+    begin_with(own, statistics, left - left.mean(0), known, z, left.mean(0))
+    # The last is never active.
+    assert len(own) == len(statistics.weight) == 6
+    assert own.log_odds.sigmoid() == pytest.approx(torch.full((6,), 0.15), abs=0.03)
+    assert cosines(own, rows).min() > 0.999
