@@ -24,6 +24,7 @@ __all__ = [
     "ExtractSettings",
     "InputSettings",
     "LearnSettings",
+    "LevelLearnSettings",
     "LevelSettings",
     "ModelSettings",
     "PublishSettings",
@@ -175,28 +176,53 @@ class ExtractSettings(_Settings):
         return self
 
 
+# Active concepts per row of a dictionary by itself, and about as many as a model finds.
+_DICTIONARY_K, _USUAL_ACTIVE = 32, 8
 # What a hierarchical selection model reads of the settings of learning.
-_HIERARCHICAL = {"method", "n_concepts", "k", "steps", "seed", "rows", "outlier_norm"}
+_HIERARCHICAL = {"method", "n_concepts", "k", "levels", "seed", "seeds", "outlier_norm"}
+
+
+class LevelLearnSettings(_Settings):
+    """What of learning may differ from level to level."""
+
+    n_concepts: int | None = Field(None, ge=1)
+    """Concepts of the level."""
+
+    k: int | None = Field(None, ge=1)
+    """Active concepts per row of the level."""
 
 
 class LearnSettings(DictionarySettings):
     """From an activation set to one dictionary per level."""
 
-    method: Literal["independent", "hierarchical"] = Field(
-        "independent",
+    method: Literal["hierarchical", "independent"] = Field(
+        "hierarchical",
         description=(
-            "A dictionary of every level by itself, trained in one pass over all rows; or a"
-            " hierarchical selection model, whose levels inform each other and which drops concepts"
-            " that are not needed. Of what is said here, n_concepts (the most of a level), k, steps"
-            ", seed, rows and outlier_norm hold for it; its dictionaries are of the architecture"
-            " jumprelu, and it uses no GPU."
+            "A hierarchical selection model, whose levels inform each other and which keeps as many"
+            " concepts as describe the rows, in training until what held-out rows take to describe"
+            " falls no more; or a dictionary of every level by itself. Of what is said here,"
+            " n_concepts (the most of a level), k, seed, seeds and outlier_norm hold for the former"
+            ", and its published dictionaries are of the architecture jumprelu."
         ),
-        json_schema_extra=ADVANCED,
     )
-    rows: int = Field(
-        20_000,
-        ge=100,
-        description="Rows on which a hierarchical selection model is fitted.",
+    # Of a dictionary by itself k is a number in any case, of a model it may be found.
+    k: int | None = Field(  # type: ignore[assignment]
+        None,
+        ge=1,
+        description=(
+            "Active concepts per row. Left out, a hierarchical selection model has as many as"
+            " describe the rows, and a dictionary by itself 32: exactly for topk, on average for"
+            " every other architecture."
+        ),
+    )
+    seeds: int = Field(
+        1,
+        ge=1,
+        le=16,
+        description=(
+            "Fits from so many seeds; all but the first only tell how often each concept comes"
+            " again. Of a hierarchical selection model."
+        ),
         json_schema_extra=ADVANCED,
     )
     outlier_norm: float = Field(
@@ -215,12 +241,52 @@ class LearnSettings(DictionarySettings):
         json_schema_extra=ADVANCED,
     )
 
+    levels: dict[str, LevelLearnSettings] = Field(
+        {},
+        description="What differs at some levels, by their names: `{layer-23: {n_concepts: 512}}`.",
+        json_schema_extra=ADVANCED,
+    )
+
+    @property
+    def active(self) -> int:
+        """Active concepts per row, as far as can be said before the fit."""
+        usual = _USUAL_ACTIVE if self.method == "hierarchical" else _DICTIONARY_K
+        return min(usual, self.n_concepts) if self.k is None else self.k
+
+    @property
+    def published_architecture(self) -> str:
+        """The architecture of the dictionaries as they are published."""
+        own = self.architecture if self.method == "independent" else "jumprelu"
+        return own if own in ("topk", "gated") else "jumprelu"
+
+    def of_level(self, name: str) -> LearnSettings:
+        """What holds for one level."""
+        own = self.levels.get(name, LevelLearnSettings()).model_dump(exclude_none=True)
+        return self.model_copy(update=own | {"levels": {}})
+
+    def dictionary_settings(self) -> DictionarySettings:
+        """How a dictionary by itself is trained."""
+        own = {name: getattr(self, name) for name in DictionarySettings.model_fields}
+        return DictionarySettings(**own | {"k": self.active})
+
+    @model_validator(mode="after")
+    def _levels_are_consistent(self) -> Self:
+        for name, own in self.levels.items():
+            n_concepts = own.n_concepts or self.n_concepts
+            k = own.k or self.k
+            if k is not None and k > n_concepts:
+                raise ValueError(
+                    f"k = {k} exceeds n_concepts = {n_concepts} at level {name!r}: choose a k no"
+                    " larger than the number of concepts"
+                )
+        return self
+
     @model_validator(mode="after")
     def _nothing_unused(self) -> Self:
         together = self.method == "hierarchical"
         for name, field in type(self).model_fields.items():
             value = getattr(self, name)
-            unused = name not in _HIERARCHICAL if together else name == "rows"
+            unused = name not in _HIERARCHICAL if together else name == "seeds"
             if unused and value != field.default:
                 raise ValueError(
                     f"{name} = {value} does nothing with method = {self.method}: leave it at"
@@ -367,20 +433,9 @@ class Recipe(_Settings):
         names = [level.name for level in self.levels]
         if len(set(names)) < len(names):
             raise ValueError(f"levels {names} repeat a name: give each level its own.")
-        return self
-
-    @model_validator(mode="after")
-    def _of_several_levels(self) -> Self:
-        if self.learn.method == "hierarchical" and len(self.levels) < 2:
-            raise ValueError(
-                "learn.method is 'hierarchical' and there is 1 level: give two levels or more, or "
-                "take 'independent'."
-            )
-        if self.learn.method == "hierarchical" and self.resources.learn.gpus:
-            raise ValueError(
-                f"resources.learn.gpus is {self.resources.learn.gpus:g}, and learn.method "
-                "'hierarchical' uses none: set it to 0, or take 'independent'."
-            )
+        for name in self.learn.levels:
+            if name not in names:
+                raise ValueError(f"learn.levels has {name!r}, which no level is: give {names}.")
         return self
 
     @model_validator(mode="after")

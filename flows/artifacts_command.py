@@ -56,7 +56,7 @@ Name = Annotated[str, typer.Argument(help="Name of the artifact.")]
 Version = Annotated[str, typer.Argument(help="A number or an alias.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
-_SCORES = ("explained_variance", "l0", "dead_share")
+_SCORES = ("explained_variance", "l0", "dead_share", "agreement")
 
 
 @artifacts.command("list")

@@ -28,7 +28,13 @@ in `strata run smollm2 --set learn.k=16`, or in the form of the Prefect UI. Thos
 Strata's own recipes turns are listed as *advanced*. What is not valid is refused before anything
 runs, in one sentence that names the setting, the value and the remedy.
 """
-_KINDS = {"integer": "whole number", "number": "number", "string": "text", "boolean": "yes or no"}
+_KINDS = {
+    "integer": "whole number",
+    "number": "number",
+    "string": "text",
+    "boolean": "yes or no",
+    "object": "mapping",
+}
 _BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
 Schema = dict[str, Any]

@@ -20,6 +20,8 @@ __all__ = ["learn"]
 
 # Raised when the step comes to compute something else from the same settings.
 LEARN_VERSION = 1
+# The same of hierarchical selection models.
+MODEL_VERSION = 2
 
 
 @task(name="learn", task_run_name="learn the dictionaries of {recipe.name}", **RETRIES)
@@ -29,9 +31,17 @@ def learn(recipe: Recipe, activations: Reference) -> Reference:
     # How often a run is saved decides nothing about its result.
     deciding = settings.model_dump(exclude={"checkpoint_steps"})
     if settings.method == "independent":
-        del deciding["method"], deciding["rows"]
+        # As they were before there was a choice.
+        del deciding["method"], deciding["seeds"]
+        deciding["k"] = settings.active
+        if settings.whiten:
+            # Once it was the first batch.
+            deciding["whitened_on"] = "all rows"
+    if not settings.levels:
+        del deciding["levels"]
     threads = {"cpus": resources.cpus, "gpus": resources.gpus}
-    name = fingerprint("learn", LEARN_VERSION, deciding | threads, [activations.fingerprint])
+    version = LEARN_VERSION if settings.method == "independent" else MODEL_VERSION
+    name = fingerprint("learn", version, deciding | threads, [activations.fingerprint])
 
     def work(location: Location, progress: Progress) -> dict[str, Any]:
         from compute.steps.learn import published_metadata, train
@@ -51,10 +61,12 @@ def learn(recipe: Recipe, activations: Reference) -> Reference:
     def content(location: Location) -> str:
         return hash_below(location, "dictionaries")
 
-    found = once(recipe.store, "learn", name, "steps", work, content, [activations.url])
+    unit = "steps" if settings.method == "independent" else "phases"
+    found = once(recipe.store, "learn", name, unit, work, content, [activations.url])
     for reason in no_better_than_mean(found.summary["levels"].items()):
         get_run_logger().warning(
-            "%s; a version of it is rejected: lower learn.learning_rate, or raise learn.steps",
+            "%s; a version of it is rejected: give more rows or, of dictionaries by themselves, "
+            "lower learn.learning_rate or raise learn.steps",
             reason,
         )
     return found

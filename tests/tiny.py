@@ -75,7 +75,14 @@ def tiny_values(model, texts):
             "chunk_rows": 128,
             "dtype": "float32",
         },
-        "learn": {"n_concepts": 48, "k": 4, "steps": 60, "batch_size": 256, "checkpoint_steps": 20},
+        "learn": {
+            "method": "independent",
+            "n_concepts": 48,
+            "k": 4,
+            "steps": 60,
+            "batch_size": 256,
+            "checkpoint_steps": 20,
+        },
         "encode": {"examples": 3, "window": 4},
         "recover": {"min_token_count": 5},
         # One worker each: most of a tiny run is the start of its workers.

@@ -19,7 +19,7 @@ from compute.inputs.gallery import Gallery, read_pictures
 from compute.report.examples import PictureExample, TextExample, picture_examples, text_examples
 from compute.settings import EncodeSettings, LevelSettings
 from compute.steps.encode import BIN_EDGES, ConceptSummary, read_summary
-from compute.steps.learn import DICTIONARY_FILES
+from compute.steps.learn import DICTIONARY_FILES, read_recurrence
 from storage.atlas import (
     AtlasData,
     Changes,
@@ -110,7 +110,9 @@ def gather_findings(
                 level, scores[level.name], summary, examples, shown, labels, weights["W_dec"]
             )
         )
-    return Findings(found, _labelled(graph, [level.labels for level in found]), samples)
+    again = read_recurrence(learned)
+    named = _named(graph, [level.labels for level in found], [again.get(o.name) for o in levels])
+    return Findings(found, named, samples)
 
 
 class _Texts:
@@ -261,7 +263,7 @@ def _shown_level(number: int, level: LevelFindings) -> Level:
         n_concepts=len(level.summary.counts),
         metrics={
             key: float(level.scores[key])
-            for key in ("explained_variance", "l0", "dead_share")
+            for key in ("explained_variance", "l0", "dead_share", "agreement")
             if key in level.scores
         },
     )
@@ -342,6 +344,7 @@ def _concepts(
                 kind=node["kind"],
                 form=node["form"],
                 unexplained=node["unexplained"],
+                recurrence=node.get("recurrence"),
                 history=histories.get(node["id"], ()),
                 steering=strips.get(node["id"]),
             )
@@ -376,13 +379,23 @@ def _neighbours(
     return found
 
 
-def _labelled(graph: ConceptGraph, labels: Sequence[Sequence[str]]) -> ConceptGraph:
+def _named(
+    graph: ConceptGraph,
+    labels: Sequence[Sequence[str]],
+    recurrences: Sequence[Sequence[float] | None],
+) -> ConceptGraph:
+    """The graph with its concepts' labels, and how they come again where that was measured."""
     nodes = {name: graph.nodes.column(name).to_pylist() for name in graph.nodes.column_names}
     edges = {name: graph.edges.column(name).to_pylist() for name in graph.edges.column_names}
     nodes["label"] = [
         label if level == 0 else labels[level - 1][index]
         for level, index, label in zip(nodes["level"], nodes["index"], nodes["label"], strict=True)
     ]
+    if any(recurrences):
+        nodes["recurrence"] = [
+            None if level == 0 or (own := recurrences[level - 1]) is None else own[index]
+            for level, index in zip(nodes["level"], nodes["index"], strict=True)
+        ]
     return ConceptGraph.from_columns(nodes, edges)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from compute.settings import INPUT_KINDS, Recipe
+from compute.settings import INPUT_KINDS, LearnSettings, Recipe
 from storage.references import Reference
 
 __all__ = ["code_commit", "facts", "lineage", "package_versions"]
@@ -55,8 +55,15 @@ def facts(
         (kind.capitalize(), f"{source}, {activations['samples']:,} {sample}"),
         ("Rows", f"{rows:,} {one_row}, {rows - activations['train_rows']:,} held out"),
         ("Outliers", f"{outliers:,} rows left out (attention sinks)"),
-        ("Dictionaries", f"{learn.architecture}, {learn.n_concepts:,} concepts, k {learn.k}"),
+        ("Dictionaries", _dictionaries(learn)),
     ]
+
+
+def _dictionaries(learn: LearnSettings) -> str:
+    k = "found" if learn.k is None and learn.method == "hierarchical" else learn.active
+    if learn.method == "hierarchical":
+        return f"a hierarchical selection model, at most {learn.n_concepts:,} concepts, k {k}"
+    return f"{learn.architecture}, {learn.n_concepts:,} concepts, k {k}"
 
 
 def package_versions() -> dict[str, str]:

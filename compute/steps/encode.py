@@ -25,7 +25,7 @@ from compute.cluster import (
 )
 from compute.dictionaries.dictionary_settings import codes_per_row
 from compute.settings import EncodeSettings, ResourceSettings
-from compute.steps.learn import load_dictionaries, read_norm_bounds
+from compute.steps.learn import load_dictionaries, load_model, read_norm_bounds
 from storage.locations import Location
 from storage.sealing.condemned import read_condemned
 from storage.sealing.seals import SealedFolder
@@ -184,6 +184,7 @@ class _Encoder:
         self.settings = settings
         self.bounds = read_norm_bounds(learned)
         self._count = count_rows("encode")
+        self.model = load_model(learned, str(device))
         self.dictionaries = {
             level: dictionary.to(device) for level, dictionary in load_dictionaries(learned).items()
         }
@@ -219,28 +220,43 @@ class _Encoder:
         kept = kept_rows(self.activations, self.bounds, start, stop)
         arrays: dict[str, npt.NDArray[Any]] = {"kept": kept.astype(np.uint8)}
         summaries: dict[str, bytes] = {}
-        for level, column in zip(plan.levels, plan.columns[::2], strict=False):
-            indices = np.empty((stop - start, level.k), dtype=column.dtype)
-            values = np.empty((stop - start, level.k), dtype=np.float32)
-            for begin in range(0, stop - start, plan.chunk_rows):
-                end = min(begin + plan.chunk_rows, stop - start)
-                rows = self.activations.read(level.name, start + begin, start + end)
-                codes = self.dictionaries[level.name].encode_sparse(
-                    rows.astype(np.float32), width=level.k
-                )
-                indices[begin:end] = codes.indices.cpu().numpy()
-                values[begin:end] = codes.values.cpu().numpy()
-            arrays[f"codes/{level.name}/indices"] = indices
-            arrays[f"codes/{level.name}/values"] = values
+        size = stop - start
+        indices = [np.empty((size, own.k), column.dtype) for own, column in self._columns()]
+        values = [np.empty((size, own.k), np.float32) for own in plan.levels]
+        for begin in range(0, size, plan.chunk_rows):
+            end = min(begin + plan.chunk_rows, size)
+            found = self._sparse(start + begin, start + end)
+            for where, what, codes in zip(indices, values, found, strict=True):
+                where[begin:end] = codes.indices.cpu().numpy()
+                what[begin:end] = codes.values.cpu().numpy()
+        for level, where, what in zip(plan.levels, indices, values, strict=True):
+            arrays[f"codes/{level.name}/indices"] = where
+            arrays[f"codes/{level.name}/values"] = what
             summary = ConceptSummary.of(
-                indices[kept],
-                values[kept],
+                where[kept],
+                what[kept],
                 np.arange(start, stop)[kept],
                 level.n_concepts,
                 _CANDIDATES * self.settings.examples,
             )
             summaries[_summary_path(level.name, shard)] = summary.to_bytes()
         return arrays, summaries
+
+    def _columns(self) -> list[tuple[CodeLevel, Any]]:
+        """Each level of codes with the column of its indices."""
+        plan = self.writer.plan
+        return list(zip(plan.levels, plan.columns[::2], strict=False))
+
+    def _sparse(self, start: int, stop: int) -> list[Any]:
+        """Sparse codes of some rows, level by level: those of the model, if there is one."""
+        levels = self.writer.plan.levels
+        rows = [self.activations.read(own.name, start, stop).astype(np.float32) for own in levels]
+        if self.model is not None:
+            return list(self.model.transform_sparse(rows, [own.k for own in levels]))
+        return [
+            self.dictionaries[own.name].encode_sparse(x, width=own.k)
+            for own, x in zip(levels, rows, strict=True)
+        ]
 
 
 def encode(

@@ -81,12 +81,14 @@ class StepEstimate:
 
 def storage_of(plan: ActivationPlan, learn: LearnSettings) -> Storage:
     """Bytes that a run takes on disk, from its plan."""
-    widths = [level.width for level in plan.levels]
-    codes_k = codes_per_row(learn.architecture, learn.k, learn.n_concepts)
-    codes = int(plan.n_rows * len(widths) * _code_bytes(learn.n_concepts, learn.k, codes_k))
-    # W_enc, W_dec, b_enc, b_dec and the log frequency, in float32.
-    one = [4 * (2 * learn.n_concepts * d + 2 * learn.n_concepts + d) for d in widths]
-    dictionaries = sum(one)
+    codes = dictionaries = 0
+    for level in plan.levels:
+        own = learn.of_level(level.name)
+        n, width = own.n_concepts, level.width
+        places = codes_per_row(own.published_architecture, own.active, n)
+        codes += int(plan.n_rows * _code_bytes(n, own.active, places))
+        # W_enc, W_dec, b_enc, b_dec and the log frequency, in float32.
+        dictionaries += 4 * (2 * n * width + 2 * n + width)
     return Storage(plan.disk_bytes + _METADATA * len(plan.columns), codes, dictionaries)
 
 
@@ -186,9 +188,10 @@ def rehearse_learning(
 
     connect()
     task = ray.remote(max_retries=1, **actor_options(learning))(_rehearse)
-    own = {name: getattr(learn, name) for name in DictionarySettings.model_fields}
-    widths = tuple(level.width for level in plan.levels)
-    step, row, memory = ray.get(next_ready([task.remote(widths, own, learning)]))
+    shapes = [
+        (level.width, learn.of_level(level.name).dictionary_settings()) for level in plan.levels
+    ]
+    step, row, memory = ray.get(next_ready([task.remote(shapes, learning)]))
     workers = worker_count(encoding, len(plan.shards))
     # The scores read every row with the trainer's threads; so does encoding, with its workers'.
     per_row = row * learning.cpus / (encoding.cpus * workers)
@@ -209,11 +212,11 @@ def rehearse_recovery(
 
     connect()
     task = ray.remote(max_retries=1, **actor_options(resources))(_product_seconds)
-    seconds = ray.get(task.remote(learn.n_concepts, learn.k))
+    seconds = ray.get(task.remote(learn.n_concepts, learn.active))
     workers = worker_count(resources, n_levels)
     pairs = -(-n_levels // workers)
     whole = seconds * n_rows / _PRODUCT_ROWS
-    codes = int(2 * n_rows * learn.k * 8)
+    codes = int(2 * n_rows * learn.active * 8)
     dense = 8 * 4 * learn.n_concepts**2
     per_pair = _RECOVERY_PRODUCTS * whole + _RECOVERY_WHOLE * learn.n_concepts
     return StepEstimate(_start_seconds() + _RECOVERY_SECONDS + per_pair * pairs, codes + dense)
@@ -254,7 +257,7 @@ def _memory_of(load: Callable[[], Any], items: Sequence[Any], resources: Resourc
 
 
 def _rehearse(
-    widths: Sequence[int], own: dict[str, Any], resources: ResourceSettings
+    shapes: Sequence[tuple[int, DictionarySettings]], resources: ResourceSettings
 ) -> tuple[float, float, int]:
     import torch
 
@@ -263,11 +266,10 @@ def _rehearse(
 
     torch.set_num_threads(max(1, int(resources.cpus)))
     device = choose_device("auto" if resources.gpus else "cpu")
-    settings = DictionarySettings(**own)
     rng = np.random.default_rng(0)
     step = row = 0.0
     memory = 0
-    for width in widths:
+    for width, settings in shapes:
         rows = torch.from_numpy(rng.standard_normal((settings.batch_size, width), np.float32))
         trainer = DictionaryTrainer(settings, device=device)
         times = [_timed(functools.partial(trainer.step, rows)) for _ in range(_WARM_UP + _STEPS)]

@@ -13,19 +13,33 @@ from compute.cluster import Progress, actor_options, connect, silent, watch, wor
 from compute.dictionaries.dictionary_settings import DictionarySettings
 from compute.settings import LearnSettings, LevelSettings, Recipe, ResourceSettings
 from storage.exports.saelens import CONFIG_FILE, SPARSITY_FILE, WEIGHTS_FILE, to_saelens
-from storage.locations import Location, NotFound
+from storage.locations import Location
 from storage.sealing.damage import CorruptFile
-from storage.sealing.seals import SealedFolder, seal_files
+from storage.sealing.sealed_checkpoints import SealedCheckpoints
+from storage.sealing.seals import SealedFolder
 from storage.tables.activations import ActivationSet
 from storage.tables.loader import ActivationLoader, kept_rows
 
-__all__ = ["DICTIONARY_FILES", "load_dictionaries", "norm_bounds", "published_metadata", "train"]
+__all__ = [
+    "DICTIONARY_FILES",
+    "load_dictionaries",
+    "load_model",
+    "norm_bounds",
+    "published_metadata",
+    "read_norm_bounds",
+    "read_recurrence",
+    "train",
+]
 
 DICTIONARY_FILES = (CONFIG_FILE, WEIGHTS_FILE, SPARSITY_FILE)
 _BOUNDS = "norm_bounds.json"
 _CHECKPOINTS = "checkpoints"
-# A damaged one is not used, and training goes on from the one before it.
-_KEPT_CHECKPOINTS = 2
+# A hierarchical selection model, from which its codes are inferred.
+_MODEL = "selection.safetensors"
+# By level, how each concept comes again from other seeds.
+_RECURRENCE = "recurrence.json"
+# Mean |cosine| with its counterparts from which on a concept is said to come again.
+SAME_DIRECTION = 0.9
 # Rows are shuffled globally, so the first ones are a fair sample of all.
 _MEDIAN_ROWS = 1_000_000
 
@@ -55,10 +69,9 @@ def train(
 ) -> dict[str, dict[str, float]]:
     """Train a dictionary for every level, or go on from the last checkpoint.
 
-    A hierarchical selection model is fitted to some rows in memory; it has no checkpoints.
-
-    Writes ``dictionaries/<level>/`` in SAELens' layout and the norm bounds below `location`, and
-    leaves checkpoints below ``checkpoints``.
+    Writes ``dictionaries/<level>/`` in SAELens' layout, the norm bounds and, of a hierarchical
+    selection model, the model itself below `location`, and leaves checkpoints below
+    ``checkpoints``.
 
     Parameters
     ----------
@@ -74,14 +87,18 @@ def train(
         What an earlier run wrote at `location`: levels whose weights are whole are not trained
         again.
     progress : callable
-        Told the steps done and all steps.
+        Told the steps done and all steps; of a hierarchical selection model, the phases that its
+        levels are through and all of them.
 
     Returns
     -------
     dict of str to dict
         Per level, scores on the held-out rows: explained_variance, l0, dead_share (concepts that
         no kept row of either split activates), n_rows, n_outliers (rows left out, of both splits).
-        One that is not a number is left out.
+        Those of a hierarchical selection model are of its own codes; beside them stands
+        reading_explained_variance, of the dictionary that is published, and with several seeds
+        agreement, the mean |cosine| of concepts matched between seeds, and agreement_share, the
+        share of concepts that come again. One that is not a number is left out.
     """
     import ray
 
@@ -144,6 +161,30 @@ def load_dictionaries(learned: SealedFolder) -> dict[str, Any]:
     return found
 
 
+def load_model(learned: SealedFolder, device: str = "cpu") -> Any:
+    """The hierarchical selection model that :func:`train` fitted, or none.
+
+    Raises
+    ------
+    CorruptFile
+        If it is not the one that was sealed.
+    """
+    if not learned.exists(_MODEL):
+        return None
+    from compute.selection import StreamedSelectionModel
+
+    return StreamedSelectionModel.from_checkpoint(learned.get(_MODEL), device)
+
+
+def read_recurrence(learned: SealedFolder) -> dict[str, list[float]]:
+    """Level → for each concept its mean |cosine| with what other seeds have found in its place, in
+    coordinates whitened on all rows. Empty where :func:`train` was given one seed."""
+    if not learned.exists(_RECURRENCE):
+        return {}
+    found: dict[str, list[float]] = json.loads(learned.get(_RECURRENCE))
+    return found
+
+
 def read_norm_bounds(learned: SealedFolder) -> dict[str, float]:
     """The norm bounds that :func:`train` used: level → largest norm."""
     bounds: dict[str, float] = json.loads(learned.get(_BOUNDS))
@@ -165,26 +206,39 @@ def _train(
     location = Location(url)
     bounds = norm_bounds(activations, settings.outlier_norm)
     location.put(_BOUNDS, json.dumps(bounds).encode())
+    model = None
+    again: dict[str, list[float]] = {}
     found = _whole(known, settings, activations.levels)
     missing = [level for level in activations.levels if level not in found]
-    if missing and settings.method == "hierarchical":
-        found = _together(activations, settings, bounds, report) | found
+    if settings.method == "hierarchical":
+        whole = None if missing or known is None else _whole_model(known, settings)
+        if whole is None:
+            model, again = _together(activations, location, settings, bounds, resources, report)
+            found = dict(zip(activations.levels, model.dictionaries_, strict=True))
+        else:
+            model, again = whole
     elif missing:
         found |= _apart(activations, missing, location, settings, bounds, resources, report)
+    held_out = _evaluate(activations, found, model, bounds, "held_out")
+    train = _evaluate(activations, found, model, bounds, "train")
+    read = held_out if model is None else _evaluate(activations, found, None, bounds, "held_out")
     scores = {}
     for level in activations.levels:
-        dictionary = found[level]
-        held_out = _evaluate(activations, dictionary, level, bounds, "held_out")
-        train = _evaluate(activations, dictionary, level, bounds, "train")
-        silent_everywhere = (held_out.frequencies == 0) & (train.frequencies == 0)
-        told = held_out.summary() | {
+        dictionary, own, trained = found[level], held_out[level], train[level]
+        silent_everywhere = (own.frequencies == 0) & (trained.frequencies == 0)
+        told = own.summary() | {
             "dead_share": float(silent_everywhere.mean()),
-            "train_explained_variance": train.explained_variance,
-            "n_outliers": float(len(activations) - held_out.n_rows - train.n_rows),
+            "train_explained_variance": trained.explained_variance,
+            "n_outliers": float(len(activations) - own.n_rows - trained.n_rows),
         }
+        if model is not None:
+            told["reading_explained_variance"] = read[level].explained_variance
+        if level in again:
+            told["agreement"] = float(np.mean(again[level]))
+            told["agreement_share"] = float(np.mean(np.array(again[level]) > SAME_DIRECTION))
         scores[level] = {name: value for name, value in told.items() if math.isfinite(value)}
-        rows = held_out.n_rows + train.n_rows
-        firing = (held_out.frequencies * held_out.n_rows + train.frequencies * train.n_rows) / rows
+        rows = own.n_rows + trained.n_rows
+        firing = (own.frequencies * own.n_rows + trained.frequencies * trained.n_rows) / rows
         files = to_saelens(
             dictionary.weights(),
             architecture=dictionary.architecture,
@@ -207,8 +261,6 @@ def _whole(
 
     from compute.dictionaries import Dictionary
 
-    together = settings.method == "hierarchical"
-    architecture = "jumprelu" if together else settings.architecture
     found: dict[str, Any] = {}
     if known is None:
         return found
@@ -217,8 +269,20 @@ def _whole(
             weights = load(known.get(f"dictionaries/{level}/{WEIGHTS_FILE}"))
         except CorruptFile:
             continue
-        found[level] = Dictionary.from_weights(architecture, weights, k=settings.k)
+        k = int(json.loads(known.get(f"dictionaries/{level}/{CONFIG_FILE}"))["metadata"]["k"])
+        found[level] = Dictionary.from_weights(settings.published_architecture, weights, k=k)
     return found
+
+
+def _whole_model(
+    known: SealedFolder, settings: LearnSettings
+) -> tuple[Any, dict[str, list[float]]] | None:
+    """The model that is there, and how its concepts came again, if both are as they were sealed."""
+    try:
+        model, again = load_model(known), read_recurrence(known)
+    except CorruptFile:
+        return None
+    return None if model is None or (settings.seeds > 1 and not again) else (model, again)
 
 
 def _apart(
@@ -236,8 +300,7 @@ def _apart(
     from compute.dictionaries import train_levels
     from compute.models.devices import choose_device
 
-    own = {name: getattr(settings, name) for name in DictionarySettings.model_fields}
-    chosen = {level: DictionarySettings(**own) for level in levels}
+    chosen = {level: settings.of_level(level).dictionary_settings() for level in levels}
     device = choose_device("auto" if resources.gpus else "cpu")
     trainers, done = _restore(location, chosen, str(device))
     worker_log().info("training on %s from step %d of %d", device, done, settings.steps)
@@ -262,37 +325,87 @@ def _apart(
             {level: torch.from_numpy(rows).float() for level, rows in batch.items()}
             for batch in loader
         )
+        white = _whitened(activations, levels, bounds) if settings.whiten and not trainers else None
         trainers = train_levels(
-            stream, chosen, trainers=trainers, after_step=after_step, device=str(device)
+            stream,
+            chosen,
+            trainers=trainers,
+            after_step=after_step,
+            normalizations=white,
+            device=str(device),
         )
     return {level: trainer.dictionary for level, trainer in trainers.items()}
 
 
-def _together(
-    activations: ActivationSet, settings: LearnSettings, bounds: dict[str, float], report: Any
+def _whitened(
+    activations: ActivationSet, levels: Sequence[str], bounds: Mapping[str, float]
 ) -> dict[str, Any]:
-    """Level → its dictionary in a hierarchical selection model of all levels."""
-    from compute.selection import HierarchicalSelectionModel
+    """Level → coordinates in which its rows for training are white, all of them."""
+    import torch
 
-    blocks: dict[str, list[np.ndarray]] = {level: [] for level in activations.levels}
-    found = 0
-    for start, stop, kept in _kept_chunks(activations, bounds, "train"):
-        for level, own in blocks.items():
-            own.append(activations.read(level, start, stop)[kept].astype(np.float32))
-        found += int(kept.sum())
-        if found >= settings.rows:
-            break
-    n_levels = len(blocks)
-    worker_log().info("fitting %d levels to %d rows", n_levels, min(found, settings.rows))
-    model = HierarchicalSelectionModel(
-        [settings.n_concepts] * n_levels, settings.k, settings.seed, steps=settings.steps
-    )
+    from compute.dictionaries.architectures import Normalization
+    from compute.selection.continuous.coordinates import White
+    from storage.tables.statistics import moments
 
-    def after_level(done: int) -> None:
-        report.remote(settings.steps * done // n_levels, settings.steps)
+    found = {}
+    for level in levels:
+        own = moments(activations, level, "train", max_norm=bounds)
+        white = White.of(own.mean, own.covariance)
+        found[level] = Normalization(white.mean, torch.ones(()), white.into, white.back)
+    return found
 
-    rows = [np.concatenate(own)[: settings.rows] for own in blocks.values()]
-    return dict(zip(blocks, model.fit(rows, progress=after_level).dictionaries_, strict=True))
+
+def _together(
+    activations: ActivationSet,
+    location: Location,
+    settings: LearnSettings,
+    bounds: dict[str, float],
+    resources: ResourceSettings,
+    report: Any,
+) -> tuple[Any, dict[str, list[float]]]:
+    """A hierarchical selection model of all levels, fitted to all rows and written, and by level
+    how each of its concepts comes again from other seeds, if there are any."""
+    from compute.dictionaries.evaluation import recurrence
+    from compute.models.devices import choose_device
+    from compute.selection import StreamedSelectionModel
+    from compute.selection.continuous.streamed_training import PHASES
+
+    device = choose_device("auto" if resources.gpus else "cpu")
+    own = [settings.of_level(level) for level in activations.levels]
+    worker_log().info("fitting %d levels on %s", len(own), device)
+    fits = []
+    for number in range(settings.seeds):
+        model = StreamedSelectionModel(
+            [one.n_concepts for one in own],
+            [one.k for one in own],
+            settings.seed + number,
+            device=str(device),
+        )
+
+        told: list[Any] = []
+
+        def after_generation(
+            batches: int, phases: Sequence[Any], number: int = number, told: list[Any] = told
+        ) -> None:
+            if told != phases:
+                told[:] = phases
+                seed = settings.seed + number
+                worker_log().info("seed %d, %d batches: %s", seed, batches, ", ".join(phases))
+            passed = sum(PHASES.index(phase) for phase in phases)
+            each = len(phases) * (len(PHASES) - 1)
+            report.remote(number * each + passed, settings.seeds * each)
+
+        checkpoint = location / _CHECKPOINTS / str(number)
+        fits.append(model.fit_stored(activations, bounds, after_generation, checkpoint))
+    again = {}
+    if len(fits) > 1:
+        for i, level in enumerate(activations.levels):
+            white = fits[0].whitening_[i]
+            directions = [fit.dictionaries_[i].directions.numpy() @ white for fit in fits]
+            again[level] = recurrence(directions[0], directions[1:]).round(4).tolist()
+        location.put(_RECURRENCE, json.dumps(again).encode())
+    location.put(_MODEL, fits[0].checkpoint())
+    return fits[0], again
 
 
 def _kept_chunks(
@@ -308,31 +421,30 @@ def _kept_chunks(
 
 
 def _evaluate(
-    activations: ActivationSet, dictionary: Any, level: str, bounds: dict[str, float], split: Any
-) -> Any:
-    from compute.dictionaries.evaluation import evaluate
+    activations: ActivationSet,
+    dictionaries: Mapping[str, Any],
+    model: Any,
+    bounds: dict[str, float],
+    split: Any,
+) -> dict[str, Any]:
+    """Level → evaluation of the codes of a model of all levels, or of the dictionaries' own."""
+    from compute.dictionaries.evaluation import Evaluator
 
-    return evaluate(
-        dictionary,
-        (
-            activations.read(level, start, stop)[kept].astype(np.float32)
-            for start, stop, kept in _kept_chunks(activations, bounds, split)
-        ),
-    )
+    evaluators = {level: Evaluator(dictionaries[level]) for level in activations.levels}
+    for start, stop, kept in _kept_chunks(activations, bounds, split):
+        rows = {
+            level: activations.read(level, start, stop)[kept].astype(np.float32)
+            for level in activations.levels
+        }
+        codes = model.transform(list(rows.values())) if model is not None else [None] * len(rows)
+        for (level, own), z in zip(rows.items(), codes, strict=True):
+            evaluators[level].update(own, z)
+    return {level: evaluator.result() for level, evaluator in evaluators.items()}
 
 
 def _checkpoint(location: Location, step: int, trainers: Mapping[str, Any]) -> None:
-    folder = location / _CHECKPOINTS / str(step)
-    for level, trainer in trainers.items():
-        folder.put(f"{level}.safetensors", trainer.checkpoint())
-    seal_files(folder, [f"{level}.safetensors" for level in trainers])
-    for earlier in _checkpoint_steps(location)[_KEPT_CHECKPOINTS:]:
-        location.delete_folder(f"{_CHECKPOINTS}/{earlier}")
-
-
-def _checkpoint_steps(location: Location) -> list[int]:
-    """Steps of which there is something, latest first."""
-    return sorted(map(int, filter(str.isdigit, location.children(_CHECKPOINTS))), reverse=True)
+    files = {f"{level}.safetensors": trainer.checkpoint() for level, trainer in trainers.items()}
+    SealedCheckpoints(location / _CHECKPOINTS).save(step, files)
 
 
 def _restore(
@@ -341,18 +453,10 @@ def _restore(
     """Trainers of the latest checkpoint that is whole, and the steps that they have done."""
     from compute.dictionaries import DictionaryTrainer
 
-    for step in _checkpoint_steps(location):
-        try:
-            sealed = SealedFolder.open(location / _CHECKPOINTS / str(step))
-            trainers = {
-                level: DictionaryTrainer.from_checkpoint(sealed.get(f"{level}.safetensors"), device)
-                for level in settings
-            }
-        except NotFound:
-            # A killed run had not ended it.
-            continue
-        except CorruptFile as error:
-            worker_log().warning("the checkpoint of step %d is not used: %s", step, error)
-            continue
+    for step, files in SealedCheckpoints(location / _CHECKPOINTS, worker_log()).load():
+        trainers = {
+            level: DictionaryTrainer.from_checkpoint(files[f"{level}.safetensors"], device)
+            for level in settings
+        }
         return trainers, step
     return {}, 0

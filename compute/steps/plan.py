@@ -158,6 +158,8 @@ def _provenance(recipe: Recipe, plan: RunPlan) -> dict[str, Any]:
 def disk_bytes(plan: ActivationPlan, learn: LearnSettings) -> int:
     """Most bytes that a run takes on disk at once, without what it shares with earlier runs."""
     # Weights, their Adam moments in two checkpoints, and the published copy, in float32.
-    weights = sum(2 * learn.n_concepts * level.width * 4 for level in plan.levels)
-    codes = plan.n_rows * len(plan.levels) * learn.k * 6
+    own = [learn.of_level(level.name) for level in plan.levels]
+    values = sum(2 * o.n_concepts * level.width for o, level in zip(own, plan.levels, strict=True))
+    weights = 4 * values
+    codes = plan.n_rows * sum(one.active for one in own) * 6
     return plan.disk_bytes + max(plan.staging_bytes, codes + 8 * weights)

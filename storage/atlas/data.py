@@ -257,6 +257,8 @@ class Concept(_Model):
     unexplained
         Share of the concept's variation that its parts leave unexplained (its error node), in
         [0, 1].
+    recurrence
+        Mean |cosine| with what fits from other seeds have found in its place, in [0, 1].
     history
         Oldest version first.
     steering
@@ -276,6 +278,7 @@ class Concept(_Model):
     kind: str | None = None
     form: str | None = None
     unexplained: Share | None = None
+    recurrence: Share | None = None
     history: tuple[HistoryEntry, ...] = ()
     steering: SteeringStrip | None = None
 

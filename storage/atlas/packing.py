@@ -84,6 +84,7 @@ def _core(data: AtlasData) -> dict[str, Any]:
             "kind": [c.kind for c in data.concepts],
             "form": [c.form for c in data.concepts],
             "unexplained": [_short(c.unexplained) for c in data.concepts],
+            "recurrence": [_short(c.recurrence) for c in data.concepts],
             "status": [c.history[-1].status if c.history else None for c in data.concepts],
         },
         "edges": {

@@ -80,8 +80,14 @@ def _concept(
         kind=row["kind"],
         form=row["form"],
         unexplained=row["unexplained"],
+        recurrence=_share(row.get("recurrence")),
         steering=strips.get(row["id"]),
     )
+
+
+def _share(value: Any) -> float | None:
+    """A share of a column that no schema holds, if it is one."""
+    return value if isinstance(value, float) and 0 <= value <= 1 else None
 
 
 def _edge(row: Mapping[str, Any]) -> Edge:

@@ -17,7 +17,7 @@ from storage.registry.manifests import LevelEntry, Manifest
 __all__ = ["model_card"]
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|#])")
-_FEATURED = ("explained_variance", "l0", "dead_share")
+_FEATURED = ("explained_variance", "l0", "dead_share", "agreement")
 
 
 def model_card(manifest: Manifest) -> bytes:

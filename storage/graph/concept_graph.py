@@ -31,7 +31,9 @@ effect_high    double   upper end
 verdict        string   confirmed, refuted or untested
 =============  =======  ==========================================================================
 
-Further columns of numbers, texts or truth values are kept as they are.
+Further columns of numbers, texts or truth values are kept as they are. One such is ``recurrence``
+(double), how a concept comes again from other seeds: its mean |cosine| with what they have found in
+its place.
 """
 
 from __future__ import annotations

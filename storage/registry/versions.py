@@ -43,7 +43,7 @@ MAX_PARSED = 2**28
 """Bytes of the longest graph, table of examples or strips that is read into memory as a whole."""
 _READERS = 4
 # What a notebook shows of each level's fit.
-_SCORES = ("explained_variance", "l0", "dead_share")
+_SCORES = ("explained_variance", "l0", "dead_share", "agreement")
 _MOST_STRANGERS = 100
 
 

@@ -150,28 +150,45 @@ def test_a_changed_setting_recomputes_only_what_follows(built, recipe, artifact)
 
 
 def test_a_hierarchical_selection_model_is_fitted_and_published(built, recipe):
-    from compute.selection import HierarchicalSelectionModel
-    from compute.steps.learn import load_dictionaries, read_norm_bounds
-    from storage.tables.loader import kept_rows
+    from compute.selection import StreamedSelectionModel
+    from compute.steps.learn import load_dictionaries, load_model, read_recurrence
+    from compute.steps.learn import read_norm_bounds as bounds_of
 
-    together = {"method": "hierarchical", "rows": 600, "n_concepts": 10, "k": 3, "steps": 30}
-    learn = LearnSettings.model_validate(together)
+    learn = LearnSettings.model_validate({"n_concepts": 10, "seeds": 2})
     again = build(recipe.model_copy(update={"name": "together", "learn": learn}))
     assert again["extract"] == built["extract"]
-    found = load_dictionaries(again["learn"].open())
-
+    learned = again["learn"].open()
+    found, fitted = load_dictionaries(learned), load_model(learned)
     stored = ActivationSet(again["extract"].location)
-    bounds = read_norm_bounds(again["learn"].open())
-    kept = np.flatnonzero(kept_rows(stored, bounds, 0, stored.plan.n_train))[:600]
-    rows = [stored.read(level, 0, stored.plan.n_train)[kept] for level in stored.levels]
-    model = HierarchicalSelectionModel([10] * len(rows), k=3, steps=30).fit(rows)
-    for level, expected in zip(stored.levels, model.dictionaries_, strict=True):
+    n = len(stored.levels)
+    model = StreamedSelectionModel([10] * n, [None] * n).fit_stored(stored, bounds_of(learned))
+    assert fitted.checkpoint() == model.checkpoint()
+
+    # Codes are the model's own, whatever the linear reading would say.
+    codes = CodeSet(again["encode"].location)
+    rows = [stored.read(level, 0, 64).astype(np.float32) for level in stored.levels]
+    recurrence = read_recurrence(learned)
+    for level, dictionary, own in zip(
+        stored.levels, model.dictionaries_, model.transform(rows), strict=True
+    ):
         assert found[level].architecture == "jumprelu"
-        torch.testing.assert_close(found[level].directions, expected.directions)
-        assert again["learn"].summary["levels"][level]["explained_variance"] > 0
+        torch.testing.assert_close(found[level].directions, dictionary.directions)
+        matrix = codes.matrix(level, 0, 64).toarray()
+        strongest = np.sort(own, axis=1)[:, ::-1][:, : codes.plan.levels[0].k]
+        np.testing.assert_allclose(matrix.max(1), strongest[:, 0], rtol=1e-4, atol=1e-5)
+        scores = again["learn"].summary["levels"][level]
+        assert scores["explained_variance"] > 0
+        assert scores["reading_explained_variance"] <= scores["explained_variance"] + 0.02
+        assert scores["agreement"] == pytest.approx(np.mean(recurrence[level]))
     registry = Registry((Location(recipe.store) / "artifacts").url)
     published = registry.load("together")
     assert [level.n_concepts for level in published.manifest.levels] == list(model.n_concepts_)
+    nodes = published.graph.nodes
+    shown = dict(zip(nodes["id"].to_pylist(), nodes["recurrence"].to_pylist(), strict=True))
+    alive = [place for place in shown if place.startswith("1:")]
+    assert alive
+    for place in alive:
+        assert shown[place] == recurrence[stored.levels[0]][int(place[2:])]
 
 
 def test_an_equal_run_elsewhere_with_two_workers_has_the_same_content(built, recipe, tmp_path):

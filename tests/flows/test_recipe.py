@@ -55,28 +55,32 @@ def test_the_store_comes_from_the_environment(monkeypatch, tiny_recipe):
         ("smollm2", ["levels=[]"], r"^levels \[\] is not valid"),
         (
             "smollm2",
-            ["learn={method: hierarchical}", "levels=[{name: a, hookpoint: layers.1.output}]"],
-            r"^learn.method is 'hierarchical' and there is 1 level: give two levels or more",
-        ),
-        (
-            "smollm2",
-            ["learn.method=hierarchical"],
+            ["learn.batch_size=1024"],
             r"^learn: batch_size = 1024 does nothing with method = hierarchical: leave it at 2048",
         ),
         (
             "smollm2",
-            ["learn.method=hierarchical", "learn.batch_size=2048", "learn.architecture=gated"],
+            ["learn.architecture=gated"],
             r"^learn: architecture = gated does nothing with method = hierarchical: leave it at",
         ),
         (
             "smollm2",
-            ["learn.method=hierarchical", "learn.batch_size=2048", "resources.learn.gpus=1"],
-            r"^resources.learn.gpus is 1, and learn.method 'hierarchical' uses none: set it to 0",
+            ["learn.method=independent", "learn.seeds=3"],
+            r"^learn: seeds = 3 does nothing with method = independent: leave it at 1",
         ),
-        ("smollm2", ["learn.rows=500"], r"^learn: rows = 500 does nothing with method = indep"),
         (
             "smollm2",
-            ["learn.nested=[0.5, 1]"],
+            ["learn.levels={layer-07: {n_concepts: 8, k: 9}}"],
+            r"^learn: k = 9 exceeds n_concepts = 8 at level 'layer-07'",
+        ),
+        (
+            "smollm2",
+            ["learn.levels={layer-99: {n_concepts: 8}}"],
+            r"learn.levels has 'layer-99', which no level is",
+        ),
+        (
+            "smollm2",
+            ["learn.method=independent", "learn.nested=[0.5, 1]"],
             r"^learn: nested = \(0.5, 1.0\) does nothing with arc",
         ),
         ("smollm2", ["recover.seed=1"], r"^setting 'recover.seed' is unknown"),

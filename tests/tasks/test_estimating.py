@@ -40,7 +40,7 @@ def test_a_rehearsal_times_every_step(tiny_recipe, tmp_path, local_ray):
 def test_the_fit_of_a_hierarchical_selection_model_is_not_rehearsed(
     tiny_recipe, tmp_path, local_ray
 ):
-    learn = {"n_concepts": 48, "k": 4, "steps": 60, "method": "hierarchical"}
+    learn = {"n_concepts": 48, "k": 4}
     found = ask(tiny_recipe | {"learn": learn}, tmp_path / "store")
     assert list(found.seconds) == ["extract", "encode", "recover", "publish"]
 

@@ -21,6 +21,7 @@ function buildModel(core) {
     kind: concepts.kind,
     form: concepts.form,
     unexplained: concepts.unexplained,
+    recurrence: concepts.recurrence,
     status: concepts.status,
     source: Int32Array.from(edges.source),
     target: Int32Array.from(edges.target),

@@ -4,6 +4,7 @@ const METRICS = {
   explained_variance: { name: "Variance explained", share: true },
   l0: { name: "L0" },
   dead_share: { name: "Dead", share: true },
+  agreement: { name: "Comes again", share: true },
 };
 
 function overviewPage(model) {

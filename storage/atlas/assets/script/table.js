@@ -11,6 +11,7 @@ const COLUMNS = [
   { key: "parts", name: "Parts", of: (model, v) => edgesAt(model.down, v).length, wide: true, show: count.format },
   { key: "wholes", name: "Part of", of: (model, v) => edgesAt(model.up, v).length, wide: true, show: count.format },
   { key: "unexplained", name: "Unexplained", of: (model, v) => model.unexplained[v] ?? -1, wide: true, optional: true, show: (value) => (value < 0 ? "–" : percent(value)) },
+  { key: "recurrence", name: "Comes again", of: (model, v) => model.recurrence[v] ?? -1, wide: true, optional: true, show: (value) => (value < 0 ? "–" : percent(value)) },
 ];
 
 function createTable(model, search) {
@@ -18,7 +19,7 @@ function createTable(model, search) {
   model.nodeOrder.forEach((v, i) => {
     standing[v] = -i;
   });
-  const columns = COLUMNS.filter((column) => !column.optional || model.unexplained.some((value) => value !== null));
+  const columns = COLUMNS.filter((column) => !column.optional || model[column.key].some((value) => value !== null));
   const state = { level: "all", text: "", sort: "importance", falling: true, rows: [], active: 0, selected: null };
   const body = el("div", { class: "rows", role: "rowgroup" });
   const spacer = el("div", { class: "spacer" });
