@@ -87,6 +87,12 @@ def connect() -> None:
 
     if ray.is_initialized():
         return
+    if not address:
+        # Ray reads its variables when it is imported, which may have been before; to have it read
+        # them again is what it does itself when it turns tokens on, and there is no public way.
+        from ray._raylet import Config  # type: ignore[attr-defined]
+
+        Config.initialize("")
     ended = signal.getsignal(signal.SIGTERM)
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": bool(_listeners)}
     if address:

@@ -6,6 +6,9 @@ that of transformers' GGUF reader stands with the other tests of it.
 
 import ast
 import inspect
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -91,3 +94,17 @@ def test_torch_has_the_product_of_onednn():
     x, weight, bias = torch.randn(3, 5), torch.randn(4, 5), torch.randn(4)
     found = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     assert torch.allclose(found, x @ weight.T + bias, atol=1e-5)
+
+
+def test_ray_reads_its_variables_again_when_told_to():
+    code = """
+import os, ray
+from ray._raylet import AuthenticationMode, Config, get_authentication_mode
+before = get_authentication_mode()
+os.environ["RAY_AUTH_MODE"] = "token"
+assert get_authentication_mode() == before != AuthenticationMode.TOKEN
+Config.initialize("")
+assert get_authentication_mode() == AuthenticationMode.TOKEN
+"""
+    environment = {n: v for n, v in os.environ.items() if n != "RAY_AUTH_MODE"}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)

@@ -57,6 +57,24 @@ def test_nobody_else_gets_to_it(tmp_path):
     assert not (tmp_path / ".ray").exists()
 
 
+LATE = """
+import ray
+from compute.cluster import connect, disconnect
+
+connect()
+assert ray.get(ray.remote(lambda: 7).remote()) == 7
+disconnect()
+"""
+
+
+def test_it_starts_where_ray_was_imported_before(tmp_path):
+    """As in a run whose first step is there already: Ray had read its variables, and the driver
+    came without a token to its own cluster for ten minutes."""
+    subprocess.run(
+        [sys.executable, "-c", LATE], env=own_environment(tmp_path), check=True, timeout=240
+    )
+
+
 SLOW = """
 import os, signal, threading, time
 import psutil
