@@ -56,8 +56,6 @@ Name = Annotated[str, typer.Argument(help="Name of the artifact.")]
 Version = Annotated[str, typer.Argument(help="A number or an alias.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
-_SCORES = ("explained_variance", "l0", "dead_share", "agreement")
-
 
 @artifacts.command("list")
 def list_versions(store: StoreOption = None, as_json: AsJson = False) -> None:
@@ -100,6 +98,8 @@ def _print_versions(
 @artifacts.command()
 def show(name: Name, version: Version = "latest", store: StoreOption = None) -> None:
     """Show what one version holds."""
+    from storage.registry.manifests import LEVEL_SCORES
+
     manifest = _registry(store).load(name, version, verify=False).manifest
     out.print(f"[bold]{manifest.name} v{manifest.version}[/] {manifest.status}")
     for reason in manifest.rejections:
@@ -109,9 +109,11 @@ def show(name: Name, version: Version = "latest", store: StoreOption = None) -> 
     out.print(f"content hash  {manifest.content_hash}")
     for key, value in manifest.counts.items():
         out.print(f"{plain_markup(key):<13} {value:,}")
-    table = Table("level", "name", "concepts", "explained variance", "L0", "dead", box=None)
+    table = Table(
+        "level", "name", "concepts", "explained variance", "L0", "dead", "agreement", box=None
+    )
     for level in manifest.levels:
-        scores = [level.metrics.get(metric) for metric in _SCORES]
+        scores = [level.metrics.get(metric) for metric in LEVEL_SCORES]
         table.add_row(
             str(level.level),
             level.name,

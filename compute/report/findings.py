@@ -35,6 +35,7 @@ from storage.atlas import (
 )
 from storage.atlas.labels import ContrastLabeller, background_counts, contrast_words, words_of
 from storage.graph.concept_graph import ConceptGraph, concept_place
+from storage.registry.manifests import LEVEL_SCORES
 from storage.sealing.seals import SealedFolder
 from storage.tables.activations import ActivationSet
 from storage.tables.codes import CodeSet
@@ -261,11 +262,7 @@ def _shown_level(number: int, level: LevelFindings) -> Level:
         hookpoint=level.settings.hookpoint,
         timestep=level.settings.timestep,
         n_concepts=len(level.summary.counts),
-        metrics={
-            key: float(level.scores[key])
-            for key in ("explained_variance", "l0", "dead_share", "agreement")
-            if key in level.scores
-        },
+        metrics={key: float(level.scores[key]) for key in LEVEL_SCORES if key in level.scores},
     )
 
 

@@ -344,13 +344,11 @@ def _whitened(
     import torch
 
     from compute.dictionaries.architectures import Normalization
-    from compute.selection.continuous.coordinates import White
-    from storage.tables.statistics import moments
+    from compute.selection.continuous.rows import white_level
 
     found = {}
     for level in levels:
-        own = moments(activations, level, "train", max_norm=bounds)
-        white = White.of(own.mean, own.covariance)
+        white = white_level(activations, level, bounds)
         found[level] = Normalization(white.mean, torch.ones(()), white.into, white.back)
     return found
 

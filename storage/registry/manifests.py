@@ -17,6 +17,7 @@ from storage.records import canonical_json, digest, read_json
 from storage.registry.ledgers import CorruptArtifact
 
 __all__ = [
+    "LEVEL_SCORES",
     "MANIFEST_FILE",
     "SCHEMA_VERSION",
     "SUMS_FILE",
@@ -31,6 +32,8 @@ __all__ = [
 ]
 
 SCHEMA_VERSION: Literal[1] = 1
+LEVEL_SCORES = ("explained_variance", "l0", "dead_share", "agreement")
+"""Metrics of a level that are shown wherever a version is, where it has them."""
 MANIFEST_FILE = "manifest.json"
 SUMS_FILE = "SHA256SUMS"
 MAX_DEPTH = 8

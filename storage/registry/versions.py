@@ -19,6 +19,7 @@ from storage.locations import BadObject, Location, NotFound, StoredObject
 from storage.records import digest, read_json
 from storage.registry.ledgers import CorruptArtifact
 from storage.registry.manifests import (
+    LEVEL_SCORES,
     MANIFEST_FILE,
     MAX_DEPTH,
     MAX_MANIFEST,
@@ -42,8 +43,6 @@ STRIPS_FILE = "steering.json"
 MAX_PARSED = 2**28
 """Bytes of the longest graph, table of examples or strips that is read into memory as a whole."""
 _READERS = 4
-# What a notebook shows of each level's fit.
-_SCORES = ("explained_variance", "l0", "dead_share", "agreement")
 _MOST_STRANGERS = 100
 
 
@@ -93,14 +92,14 @@ class Artifact:
     def _repr_html_(self) -> str:
         rows = [
             [level.level, level.name, level.hookpoint, f"{level.n_concepts:,}"]
-            + [figure(level.metrics.get(score)) for score in _SCORES]
+            + [figure(level.metrics.get(score)) for score in LEVEL_SCORES]
             for level in reversed(self.levels)
         ]
         counts = ", ".join(f"{value:,} {key}" for key, value in self.manifest.counts.items())
         place = self.url if self.report_path is None else self.report_path.as_uri()
         return card(
             f"{self.name} v{self.version} ({self.status}): {counts}",
-            table(["level", "name", "hookpoint", "concepts", *_SCORES], rows),
+            table(["level", "name", "hookpoint", "concepts", *LEVEL_SCORES], rows),
             table([], [["report" if self.report_path else "files", place]]),
         )
 

@@ -17,6 +17,7 @@ from compute.dictionaries.architectures import Normalization
 from compute.dictionaries.normalization import estimate_whitening
 from compute.graphs import recover_edges
 from compute.graphs.regression_columns import FEWEST_ROWS
+from compute.selection.continuous.checked_rows import aligned_rows, checked_rows
 from compute.selection.continuous.encoders import read_out
 from compute.selection.continuous.facets import facet_codes
 from compute.selection.continuous.level import SelectionLevel, least_squares
@@ -205,7 +206,8 @@ class HierarchicalSelectionModel(Estimator):
         if not 1 <= level <= len(fitted):
             raise ValueError(f"level is {level}; give 1 (the lowest) to {len(fitted)}.")
         seen = fitted[level - 1]
-        return seen.level.encode(seen.whitening.rows(self._rows(level, x))) * seen.lengths
+        rows = checked_rows(level, x, self.n_features_in_[level - 1])
+        return seen.level.encode(seen.whitening.rows(rows)) * seen.lengths
 
     def transform(self, levels: Sequence[ArrayLike | Tensor]) -> list[FloatArray]:
         """Codes of aligned activations of all levels, wholes informed by their parts.
@@ -216,11 +218,7 @@ class HierarchicalSelectionModel(Estimator):
             If the model is not fitted, or levels are not as they were in :meth:`fit`.
         """
         fitted = self._fitted()
-        if len(levels) != len(fitted):
-            raise ValueError(f"levels holds {len(levels)} arrays; give one for each {len(fitted)}.")
-        rows = [self._rows(number, x) for number, x in enumerate(levels, start=1)]
-        if len({len(x) for x in rows}) > 1:
-            raise ValueError(f"levels hold {[len(x) for x in rows]} rows; give aligned rows.")
+        rows = aligned_rows(levels, self.n_features_in_)
         codes: list[FloatArray] = []
         for seen, x in zip(fitted, rows, strict=True):
             below = codes[-1] if codes and self.coupled else None
@@ -295,13 +293,6 @@ class HierarchicalSelectionModel(Estimator):
         if not hasattr(self, "_seen"):
             raise ValueError("the model is not fitted; call fit first.")
         return self._seen
-
-    def _rows(self, level: int, x: ArrayLike | Tensor) -> Tensor:
-        rows = torch.as_tensor(x).detach().to(torch.float32)
-        d = self.n_features_in_[level - 1]
-        if rows.ndim != 2 or rows.shape[1] != d:
-            raise ValueError(f"x has shape {tuple(rows.shape)}; level {level} needs (n, {d}).")
-        return rows
 
 
 class _White(NamedTuple):

@@ -91,13 +91,7 @@ class StoredRows:
 
     def white(self) -> list[White]:
         """White coordinates of each level, from all rows for training."""
-        from storage.tables.statistics import moments
-
-        found = (
-            moments(self._set, level, "train", max_norm=self._max_norm)
-            for level in self._set.levels
-        )
-        return [White.of(own.mean, own.covariance) for own in found]
+        return [white_level(self._set, level, self._max_norm) for level in self._set.levels]
 
     def batches(self, size: int, start: int) -> Iterator[list[Tensor]]:
         """Batches as the store's loader gives them."""
@@ -116,3 +110,13 @@ class StoredRows:
             torch.from_numpy(self._set.read(level, rows.start, stop)[kept].astype(np.float32))
             for level in self._set.levels
         ]
+
+
+def white_level(
+    activations: ActivationSet, level: str, max_norm: Mapping[str, float] | None = None
+) -> White:
+    """White coordinates of a level of a store, from all rows for training below ``max_norm``."""
+    from storage.tables.statistics import moments
+
+    found = moments(activations, level, "train", max_norm=max_norm)
+    return White.of(found.mean, found.covariance)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, Self
 
@@ -19,6 +20,7 @@ from compute.dictionaries import Dictionary
 from compute.dictionaries.architectures import Normalization
 from compute.dictionaries.dictionary import SparseCodes
 from compute.graphs import recover_edges
+from compute.selection.continuous.checked_rows import aligned_rows, checked_rows
 from compute.selection.continuous.coordinates import White
 from compute.selection.continuous.encoders import train_reading
 from compute.selection.continuous.logic_gates import FloatArray
@@ -180,7 +182,7 @@ class StreamedSelectionModel(Estimator):
         if not 1 <= level <= len(fitted):
             raise ValueError(f"level is {level}; give 1 (the lowest) to {len(fitted)}.")
         own = fitted[level - 1]
-        rows = self._rows(level, x)
+        rows = checked_rows(level, x, self.n_features_in_[level - 1], own.white.mean.device)
         blocks = [
             own.concepts.infer(own.white.rows(part)).dense(len(own.concepts))
             for part in torch.split(rows, _BLOCK_ROWS)
@@ -215,8 +217,7 @@ class StreamedSelectionModel(Estimator):
         """
         found = []
         codes = self._encoded(self._aligned(levels))
-        for level, own, width in zip(self._levels, codes, widths, strict=True):
-            _, size = _units(level)
+        for own, size, width in zip(codes, self._sizes, widths, strict=True):
             values = own.values * size.to(own.values.device)[own.index]
             top = values.topk(min(width, values.shape[1]), dim=1)
             indices = own.index.gather(1, top.indices)
@@ -264,6 +265,7 @@ class StreamedSelectionModel(Estimator):
         checkpoint: Location | None,
     ) -> Self:
         self.n_features_in_ = tuple(widths)
+        self.__dict__.pop("_sizes", None)
         device = torch.device(self.device)
         size = min(self.batch_rows, source.n_rows)
         per_pass = max(1, source.n_rows // size)
@@ -332,21 +334,15 @@ class StreamedSelectionModel(Estimator):
 
     def _aligned(self, levels: Sequence[ArrayLike | Tensor]) -> list[Tensor]:
         """Rows (n, d_l) of all levels, as many of each."""
-        fitted = self._fitted()
-        if len(levels) != len(fitted):
-            raise ValueError(f"levels holds {len(levels)} arrays; give one for each {len(fitted)}.")
-        rows = [self._rows(number, x) for number, x in enumerate(levels, start=1)]
-        if len({len(x) for x in rows}) > 1:
-            raise ValueError(f"levels hold {[len(x) for x in rows]} rows; give aligned rows.")
-        return rows
+        device = self._fitted()[0].white.mean.device
+        return aligned_rows(levels, self.n_features_in_, device)
 
     def _encoded(self, batch: Sequence[Tensor]) -> list[Codes]:
         """Codes of rows (n, d_l) of all levels, each informed by the one below."""
         found: list[Codes] = []
         below: tuple[Tensor, Tensor] | None = None
         for level, x in zip(self._levels, batch, strict=True):
-            white = level.white.rows(x.to(level.white.mean.device))
-            found.append(level.concepts.infer(white, level.prior(below)))
+            found.append(level.concepts.infer(level.white.rows(x), level.prior(below)))
             below = found[-1].dense(len(level.concepts)), level.concepts.mean
         return found
 
@@ -454,17 +450,14 @@ class StreamedSelectionModel(Estimator):
             raise ValueError("the model is not fitted; call fit first.")
         return self._levels
 
-    def _rows(self, level: int, x: ArrayLike | Tensor) -> Tensor:
-        rows = torch.as_tensor(x).detach().to(self._levels[0].white.mean.device, torch.float32)
-        d = self.n_features_in_[level - 1]
-        if rows.ndim != 2 or rows.shape[1] != d:
-            raise ValueError(f"x has shape {tuple(rows.shape)}; level {level} needs (n, {d}).")
-        return rows
+    @cached_property
+    def _sizes(self) -> list[Tensor]:
+        """By what codes (K,) of each level have to be multiplied to be of unit directions."""
+        return [_lengths(level) for level in self._fitted()]
 
     def _in_units(self, level: int, codes: Tensor) -> FloatArray:
         """Codes of unit directions among activations."""
-        _, size = _units(self._levels[level - 1])
-        return (codes.cpu() * size).numpy()
+        return (codes.cpu() * self._sizes[level - 1]).numpy()
 
 
 def _read_state(data: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -479,12 +472,12 @@ def _recent(seen: list[list[Codes]]) -> int:
     return max(1, min(_EDGE_ROWS // rows, _EDGE_CELLS // (rows * widest)))
 
 
-def _units(level: LevelTraining) -> tuple[Tensor, Tensor]:
-    """Unit directions (K, d) among activations, and by what (K,) codes have to be multiplied."""
+def _lengths(level: LevelTraining) -> Tensor:
+    """Lengths (K,) of a level's directions among activations."""
     concepts = level.concepts
-    written = ((concepts.directions * concepts.noise.sqrt()) @ level.white.back).cpu()
-    size = torch.linalg.vector_norm(written, dim=1)
-    return written / size.clamp(min=1e-12)[:, None], size
+    written = (concepts.directions * concepts.noise.sqrt()) @ level.white.back
+    lengths: Tensor = torch.linalg.vector_norm(written.cpu(), dim=1)
+    return lengths
 
 
 def _checked(levels: Sequence[ArrayLike | Tensor]) -> list[Tensor]:

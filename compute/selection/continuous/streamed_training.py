@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -131,8 +131,9 @@ class LevelTraining:
         codes = self.concepts.infer(x, prior, losses=judged)
         self.steps += 1
         memory = self.memory[1] if self.phase == "settling" else self.memory[0]
-        if judged and self.phase == "growing":
-            self._left = self.concepts.residuals(x, codes) * self.concepts.noise.sqrt()
+        if self.phase == "growing":
+            # The last of a generation tells where coordinates are turned to.
+            self._seen = replace(self.concepts), x, codes
         size = learn(self.concepts, self.statistics, x, codes, max(1 / self.steps, 1 / memory))
         if self.links is not None:
             self.links.rescale(size)
@@ -161,7 +162,9 @@ class LevelTraining:
     def _turn_axes(self) -> None:
         """Let coordinates be the principal ones of what concepts leave: noise is independent there,
         whatever its covariance."""
-        left = (self._left - self._left.mean(0)).double()
+        concepts, x, codes = self._seen
+        left = concepts.residuals(x, codes) * concepts.noise.sqrt()
+        left = (left - left.mean(0)).double()
         values, axes = torch.linalg.eigh(left.T @ left / len(left))
         axes, values = axes.float().contiguous(), values.clamp(min=0).float()
         size = turn_axes(self.concepts, self.statistics, axes, values)
