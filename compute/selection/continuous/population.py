@@ -13,7 +13,7 @@ import torch
 from scipy.optimize import nnls
 from torch import Tensor
 
-from compute.selection.continuous.concepts import Concepts, Statistics, bounded_noise
+from compute.selection.continuous.concepts import Concepts, Statistics
 
 # Concepts whose directions are more alike may stand in for one another, so only one goes at a time.
 _ALIKE = 0.3
@@ -29,8 +29,6 @@ _MOST_AT_ONCE = 0.25
 _SURPLUS_AT_ONCE = 0.1
 # A row's chance to start a concept grows with what it is left with, up to this many times the mean.
 _MOST_CHANCE = 4.0
-# Active rows from which the strength of a concept can be told.
-_FEWEST_ACTIVE = 2
 # Concepts that a row of new ones is thought to hold, and the most frequent that one may be.
 _NEW_ACTIVE = 4.0
 _NEW_SHARE = 0.05
@@ -105,31 +103,6 @@ def remove(concepts: Concepts, statistics: Statistics, gone: Tensor) -> Tensor:
     concepts.keep(left)
     statistics.keep(left)
     return left
-
-
-def begin_with(
-    concepts: Concepts,
-    statistics: Statistics,
-    left: Tensor,
-    directions: Tensor,
-    codes: Tensor,
-    bias: Tensor,
-) -> None:
-    """Begin with the directions (K, r) of a dictionary, its codes (n, K) of rows, the mean of rows
-    without any, and what it leaves of rows (n, r), all in white coordinates. Those that are never
-    active are left out.
-    """
-    count = (codes > 0).sum(0)
-    used = count >= _FEWEST_ACTIVE
-    concepts.noise = bounded_noise(left.square().mean(0))
-    concepts.bias = bias.clone()
-    scaled = directions[used] * concepts.noise.rsqrt()
-    size = torch.linalg.vector_norm(scaled, dim=1)
-    concepts.directions = scaled / size[:, None]
-    concepts.log_odds = ((count[used] + 0.5) / (len(codes) + 1)).logit()
-    concepts.mean = codes.sum(0)[used] / count[used] * size
-    concepts.variance = 0.25 * concepts.mean.square()
-    statistics.add(int(used.sum()))
 
 
 def begin(

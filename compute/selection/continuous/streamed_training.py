@@ -2,7 +2,7 @@
 
 Batches come in generations. In each, concepts see enough rows to be judged; at its end those that
 are not worth their price leave, edges from the level below are chosen anew, and rows held out say
-whether training goes on. A level *starts* from a sparse dictionary that is trained by gradients,
+whether training goes on. A level *starts* from what sparse dictionaries of several seeds share,
 *grows* (places that are free are taken by new concepts), is *trimmed* (down to what it needs, and
 to what it may have), and *settles*.
 """
@@ -10,7 +10,6 @@ to what it may have), and *settles*.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any, Literal, get_args
@@ -18,8 +17,6 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from compute.dictionaries import DictionaryTrainer
-from compute.dictionaries.dictionary_settings import DictionarySettings
 from compute.selection.continuous.coding import SpikeAndSlab
 from compute.selection.continuous.concepts import (
     Concepts,
@@ -31,27 +28,37 @@ from compute.selection.continuous.concepts import (
 )
 from compute.selection.continuous.coordinates import White
 from compute.selection.continuous.links import Links, fit_links
-from compute.selection.continuous.population import begin, begin_with, price, remove, unneeded
+from compute.selection.continuous.population import begin, price, remove, unneeded
 from compute.selection.continuous.search import Codes
+from compute.selection.continuous.starts import Starts
 
 Phase = Literal["starting", "growing", "trimming", "settling", "done"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
-# The dictionary that a level starts from: its steps, its active concepts a row (the fewer, the more
-# alike are those of two seeds), and in how many rows of a batch each concept is active.
-_START_STEPS, _START_ACTIVE, _START_ROWS_EACH = 1000, 4, 16
-_FEWEST_START_ROWS = 256
-# Places for concepts, as a multiple of the most that may stay, and at the least: with no more than
-# there are, some merge two and never part again.
+# Places that new concepts may take, as a multiple of those that the start left open, and for the
+# whole level at the least: with no more than there are, some merge two and never part again.
 _ROOM, _LEAST_ROOM = 2.0, 64
 # A phase ends when so many generations in turn gain less than this share of all that was gained.
 _PATIENCE, _LEAST_GAIN = 2, 0.004
 # By how much more than the bound may be active when training ends.
 _MOST_OVER = 1.1
+# A bound on active concepts is approached by so much a generation, on so many rows, to a part in
+# 2^8 of how much that lowers odds. Beyond the last, nothing could be active.
+_GENTLY, _BOUND_ROWS, _HALVINGS, _LEAST_THRIFT = 0.75, 1024, 8, -1e6
 # Fewest generations of growth, and most of any phase.
 _FEWEST, _MOST = 6, 40
 
 # What of a level is no tensor.
-_PLAIN = ("phase", "steps", "generation", "in_phase", "misses", "best", "nothing", "_bounded")
+_PLAIN = (
+    "phase",
+    "steps",
+    "generation",
+    "in_phase",
+    "misses",
+    "best",
+    "nothing",
+    "_bounded",
+    "_started",
+)
 
 
 class LevelTraining:
@@ -84,21 +91,10 @@ class LevelTraining:
         self.statistics = Statistics.none(self.r, device)
         self.links: Links | None = None
         self.phase: Phase = "starting"
-        active = max(1, min(_START_ACTIVE, n_concepts // 4))
-        settings = DictionarySettings(
-            architecture="batchtopk",
-            n_concepts=n_concepts,
-            k=active,
-            steps=_START_STEPS,
-            seed=seed,
-            batch_size=max(_FEWEST_START_ROWS, _START_ROWS_EACH * n_concepts // active),
-        )
-        self.start: DictionaryTrainer | None = DictionaryTrainer(
-            settings, mean=torch.zeros(self.r, device=device), scale=1.0, device=device
-        )
+        self.start: Starts | None = Starts(n_concepts, self.r, seed, device)
         self.steps = self.generation = self.in_phase = self.misses = 0
         self.best = self.nothing = float("inf")
-        self._gone, self._bounded = 0, k is None
+        self._gone, self._started, self._bounded = 0, 0, k is None
 
     @property
     def done(self) -> bool:
@@ -119,10 +115,8 @@ class LevelTraining:
         if self.done:
             return self.concepts.infer(x, self.prior(below))
         if self.start is not None:
-            if not (first and self.start.steps_done >= _START_STEPS):
-                for rows in torch.split(x, self.start.settings.batch_size):
-                    if self.start.steps_done < _START_STEPS:
-                        self.start.step(rows)
+            if not (first and self.start.done):
+                self.start.see(x)
                 return self.concepts.infer(x)
             self._adopt(x)
         if first and self.phase == "growing":
@@ -197,7 +191,7 @@ class LevelTraining:
             self.nothing = float(empty.length(held_out, empty.infer(held_out)).mean())
         gained = min(self.nothing, self.best) - length
         if self.k is not None:
-            self._bound_active(codes)
+            self._bound_active(codes, held_out, below)
         if gained > _LEAST_GAIN * max(self.nothing - length, 0.0):
             self.misses = 0
         else:
@@ -207,18 +201,17 @@ class LevelTraining:
         return codes if len(self.concepts) else self.concepts.infer(held_out)
 
     def _adopt(self, x: Tensor) -> None:
-        """Take over the concepts of the dictionary, as they are in white rows (n, r)."""
+        """Take over what the dictionaries share, as it is in white rows (n, r)."""
         assert self.start is not None
-        dictionary, self.start = self.start.dictionary, None
-        codes = dictionary.encode(x)
-        begin_with(
-            self.concepts, self.statistics, x - dictionary.decode(codes), dictionary.directions,
-            codes, dictionary.b_dec,
-        )  # fmt: skip
+        self.start.begin(self.concepts, self.statistics, x)
+        self.start = None
+        self._started = len(self.concepts)
         self._enter("growing")
 
     def _begin(self, x: Tensor) -> None:
-        room = max(round(_ROOM * self.n_concepts), _LEAST_ROOM) - len(self.concepts)
+        left_open = max(0, self.n_concepts - self._started)
+        places = max(self._started + round(_ROOM * left_open), _LEAST_ROOM)
+        room = places - len(self.concepts)
         if room <= 0:
             return
         left = self.concepts.residuals(x, self.concepts.infer(x))
@@ -226,14 +219,32 @@ class LevelTraining:
         if begin(self.concepts, self.statistics, left, room, generator):
             self.links = None
 
-    def _bound_active(self, codes: Codes) -> None:
+    def _bound_active(self, codes: Codes, x: Tensor, below: tuple[Tensor, Tensor] | None) -> None:
+        """Set by how much all odds are lowered, so that on average k are active in white rows
+        (n, r), of which ``codes`` are those so far; step by step where many more are."""
         assert self.k is not None
         active = float((codes.values > 0).sum()) / max(len(codes.values), 1)
-        share = min(max(active / self.k, 0.5), 2.0)
+        self._bounded = active <= _MOST_OVER * self.k
+        wanted = max(self.k, _GENTLY * active)
+        x = x[:_BOUND_ROWS]
+        if below is not None:
+            below = below[0][:_BOUND_ROWS], below[1]
+
+        def too_many(thrift: float) -> bool:
+            self.concepts.thrift = torch.full_like(self.concepts.thrift, thrift)
+            found = self.concepts.infer(x, self.prior(below)).values
+            return float((found > 0).sum()) > wanted * len(x)
+
+        if not too_many(0.0):
+            return
+        high, low = 0.0, -1.0
         # Where strengths are far above noise, it takes much to make concepts give way.
-        thrift = self.concepts.thrift * share - math.log(share)
-        self.concepts.thrift = thrift.clamp(max=0.0)
-        self._bounded = share <= _MOST_OVER
+        while too_many(low) and low > _LEAST_THRIFT:
+            high, low = low, 2 * low
+        for _ in range(_HALVINGS):
+            middle = 0.5 * (low + high)
+            low, high = (low, middle) if too_many(middle) else (middle, high)
+        self.concepts.thrift = torch.full_like(self.concepts.thrift, low)
 
     def _next_phase(self, ready: bool) -> None:
         still = (self.misses >= _PATIENCE and self._bounded) or self.in_phase >= _MOST
@@ -258,8 +269,8 @@ class LevelTraining:
         state |= {f"white.{name}": t for name, t in self.white._asdict().items()}
         if self.links is not None:
             state |= {f"links.{f.name}": getattr(self.links, f.name) for f in fields(Links)}
-        if self.start is not None and self.start.steps_done:
-            state |= {f"start.{name}": t for name, t in self.start.state_dict().items()}
+        if self.start is not None:
+            state |= {f"start.{name}": t for name, t in self.start.state().items()}
         return state, {name: getattr(self, name) for name in _PLAIN}
 
     def restore(self, state: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
@@ -271,8 +282,8 @@ class LevelTraining:
         if "links.parts" in state:
             self.links = Links(*(state[f"links.{f.name}"].clone() for f in fields(Links)))
         begun = {n.removeprefix("start."): t for n, t in state.items() if n.startswith("start.")}
-        if begun and self.start is not None:
-            self.start.load_state_dict(begun)
+        if self.start is not None:
+            self.start.restore(begun)
         for name, value in values.items():
             setattr(self, name, value)
         if self.phase != "starting":

@@ -8,7 +8,7 @@ import torch
 from compute.selection.continuous import concepts as module
 from compute.selection.continuous.concepts import Concepts, Statistics, learn, turn_axes
 from compute.selection.continuous.coordinates import White
-from compute.selection.continuous.population import begin, begin_with, price, remove, unneeded
+from compute.selection.continuous.population import begin, price, remove, unneeded
 
 CPU = torch.device("cpu")
 
@@ -147,18 +147,3 @@ def test_noise_of_any_covariance_is_independent_along_what_is_left():
     turned = white.turned(axes).rows(mixed)
     covariance = turned.T @ turned / len(turned)
     assert (covariance - covariance.diag().diag()).abs().max() < 1e-4
-
-
-def test_a_dictionary_is_begun_with_as_it_reads_rows(rows):
-    white, x, directions, codes = rows
-    own, statistics = Concepts.none(20, CPU), Statistics.none(20, CPU)
-    unit = torch.nn.functional.normalize(directions @ white.into, dim=1)
-    scale = torch.linalg.vector_norm(directions @ white.into, dim=1)
-    z = torch.cat([codes * scale, torch.zeros(len(x), 1)], 1)
-    known = torch.cat([unit, unit[:1]])
-    left = x - z @ known
-    begin_with(own, statistics, left - left.mean(0), known, z, left.mean(0))
-    # The last is never active.
-    assert len(own) == len(statistics.weight) == 6
-    assert own.log_odds.sigmoid() == pytest.approx(torch.full((6,), 0.15), abs=0.03)
-    assert cosines(own, rows).min() > 0.999
