@@ -7,12 +7,6 @@ the same number of steps of 1,024 rows. The seed of a method is changed, the wor
 ``results/large_world.csv`` is one method and seed, with the MCC of its directions (mean |cosine|
 under the best matching; what was not found counts 0) and its seconds on the clock; ``consistency``
 is the mean pairwise MCC of a method's seeds.
-
-    python tests/benchmarks/large_world.py --store .strata/extract/RUN --level layer-15 \\
-        --parts 3072 --active 32 --steps 700
-
-takes the activations of a trained model instead, as a run has recorded them. There is no truth to
-compare with, so ``mcc`` is nan; the table is ``large_model.csv``.
 """
 
 from __future__ import annotations
@@ -29,18 +23,14 @@ from identifiability import METHODS as ALL
 from identifiability import RESULTS, Problem, Scale
 
 from compute.dictionaries.evaluation import consistency, match_directions
-from compute.settings import LearnSettings
-from compute.steps.learn import norm_bounds
 from compute.worlds import SelectionWorld
-from storage.locations import Location
-from storage.tables.opening import open_table
 
 METHODS = ("independent", "saelens topk", "saelens matryoshka", "random decoder")
 FIELDS = ("method", "seed", "mcc", "seconds", "consistency")
 PARTS, DIM, ACTIVE = 256, 128, 8
 
 
-def drawn(options: argparse.Namespace) -> tuple[np.ndarray | None, np.ndarray]:
+def drawn(options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
     """True directions (parts, d) of a world, and activations (rows, d) drawn from it."""
     world = SelectionWorld.vectors(
         sizes=(options.parts, options.parts // 4),
@@ -51,15 +41,6 @@ def drawn(options: argparse.Namespace) -> tuple[np.ndarray | None, np.ndarray]:
     return world.directions[0], world.sample(options.rows, seed=1).activations[0]
 
 
-def recorded(options: argparse.Namespace) -> tuple[np.ndarray | None, np.ndarray]:
-    """No directions, and the activations (rows, d) of a level whose norms are ordinary."""
-    table = open_table(Location(options.store))
-    n = min(options.rows, len(table))
-    bound = norm_bounds(table, LearnSettings().outlier_norm)[options.level]
-    ordinary = table.norms(options.level, 0, n) <= bound
-    return None, table.read(options.level, 0, n)[ordinary].astype(np.float32)
-
-
 def main(arguments: list[str] | None = None) -> list[dict]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=200_000)
@@ -67,14 +48,12 @@ def main(arguments: list[str] | None = None) -> list[dict]:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--parts", type=int, default=PARTS)
     parser.add_argument("--active", type=int, default=ACTIVE)
-    parser.add_argument("--store", help="a sealed activation set, instead of the world")
-    parser.add_argument("--level", help="which of its levels")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    truth, x = recorded(options) if options.store else drawn(options)
+    truth, x = drawn(options)
     rows = []
     for method in options.methods:
         own, found = [], []
@@ -85,17 +64,14 @@ def main(arguments: list[str] | None = None) -> list[dict]:
             begun = time.perf_counter()
             found.append(ALL[method](problem).directions[0])
             seconds = time.perf_counter() - begun
-            mcc = float("nan")
-            if truth is not None:
-                mcc = float(match_directions(found[-1], truth).cosines.sum()) / options.parts
+            mcc = float(match_directions(found[-1], truth).cosines.sum()) / options.parts
             own.append({"method": method, "seed": seed, "mcc": mcc, "seconds": seconds})
         same = consistency(found) if len(found) > 1 else float("nan")
         own = [row | {"consistency": same} for row in own]
         rows += own
         told = [f"{np.mean([r[name] for r in own]):.4f}" for name in FIELDS[2:]]
         sys.stdout.write(f"{method:20} mcc {told[0]}  seconds {told[1]}  consistency {told[2]}\n")
-    name = "large_model.csv" if options.store else "large_world.csv"
-    identifiability.write(options.out / name, rows, FIELDS)
+    identifiability.write(options.out / "large_world.csv", rows, FIELDS)
     return rows
 
 

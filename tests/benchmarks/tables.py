@@ -54,7 +54,7 @@ def digits(places: int) -> Callable[[float], str]:
     return lambda value: "–" if pd.isna(value) else f"{value:,.{places}f}"
 
 
-two, three, whole = digits(2), digits(3), digits(0)
+one, two, three, whole = digits(1), digits(2), digits(3), digits(0)
 
 
 def percent(value: float) -> str:
@@ -187,10 +187,19 @@ def large_world():
 
 
 @table
-def large_model():
-    frame = read("large_model").groupby("method", sort=False)
-    rows = [(m, len(r), two(r.consistency.mean()), whole(r.seconds.mean())) for m, r in frame]
-    return ("dictionary", "seeds", "consistency between seeds", "seconds"), rows
+def concept_recurrence():
+    frame = read("concept_recurrence")
+    shown = (one, two, two, two, two, whole)
+    columns = ["l0", "explained_variance", "agreement", "share", "plain", "cpu_seconds"]
+    rows = []
+    for _, r in frame.iterrows():
+        given = ["–" if r["method"].startswith("random") else "own"] * 2
+        if r["k"]:
+            given = [f"{r['k']:.0f}", f"{r['steps']:,.0f}"]
+        told = (write(r[name]) for write, name in zip(shown, columns, strict=True))
+        rows.append((r["level"], r["method"], f"{r['concepts']:.0f}", *given, *told))
+    head = ("level", "method", "concepts", "k", "steps", "L0", "explained variance", "agreement")
+    return (*head, "above .9", "in plain coordinates", "s a fit"), rows
 
 
 # ---- hierarchical selection models -------------------------------------------------------------
