@@ -43,6 +43,8 @@ _STEPS, _WARM_UP = 20, 3
 # is decided on a number of rows that does not grow), and seconds in all; fitted to runs of smollm2,
 # sprites and digits on two cores (tests/benchmarks/estimate_error.py).
 _RECOVERY_PRODUCTS, _RECOVERY_WHOLE, _RECOVERY_SECONDS = 5.0, 0.0038, 9.0
+# So much longer a pair takes since its selection is repeated on halves (compute/graphs/README.md).
+_REPEATED = 2.4
 _PRODUCT_ROWS = 4096
 # Bytes of Zarr metadata per array, with its share of the groups'.
 _METADATA = 1150
@@ -219,7 +221,9 @@ def rehearse_recovery(
     codes = int(2 * n_rows * learn.active * 8)
     dense = 8 * 4 * learn.n_concepts**2
     per_pair = _RECOVERY_PRODUCTS * whole + _RECOVERY_WHOLE * learn.n_concepts
-    return StepEstimate(_start_seconds() + _RECOVERY_SECONDS + per_pair * pairs, codes + dense)
+    return StepEstimate(
+        _start_seconds() + _RECOVERY_SECONDS + _REPEATED * per_pair * pairs, codes + dense
+    )
 
 
 @functools.cache
