@@ -20,7 +20,14 @@ import numpy as np
 
 from compute.cluster import actor_options, connect, next_ready, worker_count
 from compute.dictionaries.dictionary_settings import DictionarySettings, codes_per_row
-from compute.settings import ExtractSettings, InputSettings, LearnSettings, ResourceSettings
+from compute.settings import (
+    ExtractSettings,
+    InputSettings,
+    LearnSettings,
+    Recipe,
+    ResourceSettings,
+)
+from compute.steps.fidelity import passed_rows
 from storage.locations import Location
 from storage.tables.activations import ActivationPlan, LevelPlan
 
@@ -30,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = [
     "StepEstimate",
     "Storage",
+    "fidelity_seconds",
     "rehearse_extraction",
     "rehearse_learning",
     "rehearse_recovery",
@@ -201,6 +209,13 @@ def rehearse_learning(
         StepEstimate(_start_seconds() + step * learn.steps + row * plan.n_rows, memory),
         StepEstimate(_start_seconds() + per_row * plan.n_rows, memory),
     )
+
+
+def fidelity_seconds(recipe: Recipe, extraction: StepEstimate, n_rows: int) -> float:
+    """Seconds of what `learn` asks the model, from those that its rows took: one worker asks it."""
+    workers = worker_count(recipe.resources.extract, -(-n_rows // recipe.extract.block_rows))
+    patches = recipe.extract.grid**2 if recipe.extract.grid else 1
+    return extraction.seconds * workers * passed_rows(recipe, patches) / n_rows
 
 
 def rehearse_recovery(
