@@ -98,7 +98,7 @@ def _print_versions(
 @artifacts.command()
 def show(name: Name, version: Version = "latest", store: StoreOption = None) -> None:
     """Show what one version holds."""
-    from storage.registry.manifests import LEVEL_SCORES
+    from storage.registry.manifests import LEVEL_SCORES, shown_scores
 
     manifest = _registry(store).load(name, version, verify=False).manifest
     out.print(f"[bold]{manifest.name} v{manifest.version}[/] {manifest.status}")
@@ -109,11 +109,10 @@ def show(name: Name, version: Version = "latest", store: StoreOption = None) -> 
     out.print(f"content hash  {manifest.content_hash}")
     for key, value in manifest.counts.items():
         out.print(f"{plain_markup(key):<13} {value:,}")
-    table = Table(
-        "level", "name", "concepts", "explained variance", "L0", "dead", "agreement", box=None
-    )
+    shown = shown_scores(manifest.levels)
+    table = Table("level", "name", "concepts", *(LEVEL_SCORES[s] for s in shown), box=None)
     for level in manifest.levels:
-        scores = [level.metrics.get(metric) for metric in LEVEL_SCORES]
+        scores = [level.metrics.get(metric) for metric in shown]
         table.add_row(
             str(level.level),
             level.name,

@@ -186,6 +186,8 @@ def _begin_server() -> Callable[[], None]:
 
 
 def _summary(references: dict[str, Any]) -> None:
+    from storage.registry.manifests import LOSS_SCORES
+
     told = references["publish"].summary
     title = f"{told['name']} v{told['version']}"
     if told["status"] == "published":
@@ -196,11 +198,10 @@ def _summary(references: dict[str, Any]) -> None:
     out.print(f"  artifact  {escape(told['artifact'])}", soft_wrap=True)
     out.print(f"  report    {escape(told['report'])}", soft_wrap=True)
     out.print(f"  content   {references['publish'].content_hash}\n", soft_wrap=True)
-    found = Table(
-        "level", "name", "concepts", "edges into", "explained variance", "L0", "dead", box=None
-    )
+    heads = ("edges into", "explained variance", "L0", "dead", "loss recovered")
+    found = Table("level", "name", "concepts", *heads, box=None)
     nodes, edges = told["graph"]["nodes"], told["graph"]["edges_into"]
-    found.add_row("0", "observed", f"{nodes.get('0', 0):,}", "", "", "", "")
+    found.add_row("0", "observed", f"{nodes.get('0', 0):,}", "", "", "", "", "")
     for number, (name, scores) in enumerate(told["levels"].items(), 1):
         found.add_row(
             str(number),
@@ -210,6 +211,7 @@ def _summary(references: dict[str, Any]) -> None:
             f"{scores.get('explained_variance', math.nan):.3f}",
             f"{scores['l0']:.1f}",
             f"{scores['dead_share']:.1%}",
+            next((f"{scores[key]:.3f}" for key in LOSS_SCORES if key in scores), ""),
         )
     out.print(found)
     spent = Table("step", "seconds", box=None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from compute.settings import Recipe
@@ -103,6 +103,7 @@ def estimate(recipe: Recipe, *, rehearse: bool = True) -> Estimate:
 def _rehearse(recipe: Recipe, sources: Sources, plan: ActivationPlan) -> dict[str, StepEstimate]:
     from compute.steps.estimate import (
         StepEstimate,
+        fidelity_seconds,
         rehearse_extraction,
         rehearse_learning,
         rehearse_recovery,
@@ -117,6 +118,8 @@ def _rehearse(recipe: Recipe, sources: Sources, plan: ActivationPlan) -> dict[st
     steps["learn"], steps["encode"] = rehearse_learning(
         plan, learn, learning=resources.learn, encoding=resources.encode
     )
+    asked = fidelity_seconds(recipe, steps["extract"], plan.n_rows)
+    steps["learn"] = replace(steps["learn"], seconds=steps["learn"].seconds + asked)
     if learn.method == "hierarchical":
         # How long it takes to drop what is not needed is not known before it is tried.
         del steps["learn"]

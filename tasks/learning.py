@@ -19,9 +19,9 @@ from tasks.once import RETRIES, hash_below, once
 __all__ = ["learn"]
 
 # Raised when the step comes to compute something else from the same settings.
-LEARN_VERSION = 1
+LEARN_VERSION = 2
 # The same of hierarchical selection models.
-MODEL_VERSION = 2
+MODEL_VERSION = 3
 
 
 @task(name="learn", task_run_name="learn the dictionaries of {recipe.name}", **RETRIES)
@@ -44,11 +44,13 @@ def learn(recipe: Recipe, activations: Reference) -> Reference:
     name = fingerprint("learn", version, deciding | threads, [activations.fingerprint])
 
     def work(location: Location, progress: Progress) -> dict[str, Any]:
+        from compute.steps.fidelity import measure_fidelity
         from compute.steps.learn import published_metadata, train
         from storage.tables.activations import ActivationSet
 
+        stored = ActivationSet(activations.open())
         scores = train(
-            ActivationSet(activations.open()),
+            stored,
             location,
             settings,
             metadata=published_metadata(recipe),
@@ -56,7 +58,9 @@ def learn(recipe: Recipe, activations: Reference) -> Reference:
             known=_known(location),
             progress=progress,
         )
-        return {"levels": scores}
+        dtype = activations.summary["model_dtype"]
+        kept = measure_fidelity(recipe, stored, location, dtype=dtype)
+        return {"levels": {level: own | kept.get(level, {}) for level, own in scores.items()}}
 
     def content(location: Location) -> str:
         return hash_below(location, "dictionaries")

@@ -24,6 +24,7 @@ from storage.graph.concept_graph import ConceptGraph
 from storage.locations import Location
 from storage.records import canonical_json, fingerprint
 from storage.references import Reference
+from storage.registry.manifests import LEVEL_SCORES, LOSS_SCORES
 from storage.registry.quality_gates import QualityGate, no_better_than_mean
 from storage.registry.versions import STRIPS_FILE
 from storage.sealing.condemned import clear_condemned, read_condemned
@@ -224,6 +225,7 @@ def _show(reference: Reference) -> None:
             "L0": round(scores["l0"], 2),
             "dead": f"{scores['dead_share']:.2%}",
         }
+        | {LEVEL_SCORES[key]: round(scores[key], 4) for key in LOSS_SCORES if key in scores}
         for number, (level, scores) in enumerate(told["levels"].items(), 1)
     ]
     title = f"{told['name']} v{told['version']}"

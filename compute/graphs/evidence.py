@@ -1,32 +1,18 @@
 """The evidence of the edges of one whole, from one more look at its rows.
 
-Strength, sign, stability over half-samples and a chi-squared that holds for rare and heavy-tailed
-codes, all from the quadratic regression on the chosen parents and the sibling wholes.
+Strength, sign and a chi-squared that holds for rare and heavy-tailed codes, all from the quadratic
+regression on the chosen parents and the sibling wholes.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import combinations, pairwise
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from compute.graphs.elimination import RIDGE, Basis, FeatureMoments, block_losses, standardise
-
-# Rows are cut in this many blocks; every choice of half of them that holds block 0, and its
-# complement, is a half-sample: complementary pairs, as in Shah & Samworth (2013).
-_BLOCKS = 4
-_HALVES = np.asarray(
-    [
-        [(b in half) == side for b in range(_BLOCKS)]
-        for half in combinations(range(_BLOCKS), _BLOCKS // 2)
-        if 0 in half
-        for side in (True, False)
-    ],
-    dtype=np.float64,
-)
+from compute.graphs.elimination import RIDGE, Basis, FeatureMoments, standardise
 
 
 @dataclass(frozen=True)
@@ -43,20 +29,14 @@ class WholeEvidence:
         (k,) its degrees of freedom.
     sign
         (k,) +1 or −1.
-    halves
-        (k, h) strength in each half-sample.
     unexplained
         Share of the whole's variance that the parents leave.
-    half_chi2
-        (k, h) its chi-squared.
     """
 
     strength: NDArray[np.float64]
     robust: NDArray[np.float64]
     freedom: NDArray[np.int64]
     sign: NDArray[np.int64]
-    halves: NDArray[np.float64]
-    half_chi2: NDArray[np.float64]
     unexplained: float
 
 
@@ -87,11 +67,9 @@ def weigh(
     k = values.shape[1]
     basis = Basis(k, controls.shape[1], quadratic)
     features = basis.features(values, controls, whole)
-    edges = np.linspace(0, features.shape[1], _BLOCKS + 1).astype(int)
-    pieces = [features[:, a:b] for a, b in pairwise(edges)]
-    seconds = np.stack([piece @ piece.T for piece in pieces]).astype(np.float64)
-    firsts = np.stack([piece.sum(axis=1) for piece in pieces]).astype(np.float64)
-    moments = standardise(seconds.sum(axis=0)[None], firsts.sum(axis=0)[None], n)
+    second = (features @ features.T).astype(np.float64)
+    first = features.sum(axis=1, dtype=np.float64)
+    moments = standardise(second[None], first[None], n)
 
     stop = basis.size - basis.controls
     fit = _fit(moments, basis.size)
@@ -103,14 +81,11 @@ def weigh(
     freedom = moments.live[0][basis.blocks].sum(axis=1)
     strength = (loss - freedom * (1.0 - explained) / n) / explained
     robust, residual = _scores(features, moments, toward, fit.beta, loss)
-    halves, half_chi2 = _half_samples(seconds, firsts, n, basis)
     evidence = WholeEvidence(
         np.clip(strength, 1e-9, 1.0),
         robust,
         freedom,
         np.where(linear.beta < 0, -1, 1),
-        halves / explained,
-        half_chi2,
         float(np.clip(1.0 - explained, 0.0, 1.0)),
     )
     return evidence, residual
@@ -162,14 +137,3 @@ def _scores(
     power = np.einsum("kn,kn->k", score, score, dtype=np.float64)
     power += (moments.n - features.shape[1]) * absent**2
     return np.square(moments.n * loss) / np.maximum(power, 1e-12), residual
-
-
-def _half_samples(
-    seconds: NDArray[np.float64], firsts: NDArray[np.float64], n: int, basis: Basis
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return (k, h) losses in every half-sample, corrected for chance, and their chi-squared."""
-    half = standardise(np.tensordot(_HALVES, seconds, axes=1), _HALVES @ firsts, n // 2)
-    keep = np.ones((len(_HALVES), basis.size), dtype=np.bool_)
-    loss, freedom, explained = block_losses(half, keep, basis.blocks)
-    chance = (1.0 - explained[:, None]) / (n / 2)
-    return np.maximum(loss - freedom * chance, 0.0).T, (loss / chance).T

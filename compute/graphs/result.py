@@ -49,7 +49,8 @@ class EdgeRecovery:
     edge_sign
         (n_edges,) int: +1 where the part promotes its whole, −1 where it inhibits it.
     edge_stability
-        (n_edges,) float in [0, 1]: share of half-samples in which the edge is found again.
+        (n_edges,) float in [0, 1]: share of half-samples in which the whole selection,
+        repeated, finds the edge again.
     edge_invariant
         (n_edges,) bool: whether the edge is the same in all environments; ``None`` when no
         environments were given.

@@ -12,7 +12,7 @@ from scipy import sparse
 from compute.graphs.invariance import check_environment
 from compute.graphs.jobs import single_threaded_blas
 from compute.graphs.level_pairs import Correlations, add_products, no_products
-from compute.graphs.recovery import look_at, recover_from
+from compute.graphs.recovery import recover_from
 from compute.graphs.regression_columns import FEWEST_ROWS, check_level
 from compute.graphs.result import EdgeRecovery
 
@@ -42,8 +42,10 @@ def recover_edges_stream(
     Returns
     -------
     EdgeRecovery
-        As from :func:`recover_edges`; ``n_rows`` is the size of the sample. Memory is
-        ``4 (p² + p w + w²)`` bytes for the moments and up to ``2 rows_kept`` rows.
+        As from :func:`recover_edges`; ``n_rows`` is the size of the sample, of whose halves the
+        stability tells. Memory is
+        ``8 (p² + p w + w²)`` bytes for the moments, of all rows and of a half, and up to
+        ``2 rows_kept`` rows.
 
     Raises
     ------
@@ -71,7 +73,7 @@ def recover_edges_stream(
     lower, upper, environment = sample.take()
     labels = None if environment is None else check_environment(environment, lower.shape[0])
     with single_threaded_blas:
-        return recover_from(look_at(lower, upper), moments.correlations(), labels)
+        return recover_from(lower, upper, labels, moments.correlations())
 
 
 class _Moments:

@@ -34,7 +34,7 @@ from storage.tables.codes import CodeLevel, CodePlan, CodeSet, CodeWriter
 from storage.tables.loader import kept_rows
 from storage.tables.sealed import NotSealed
 
-__all__ = ["ConceptSummary", "encode", "read_summary"]
+__all__ = ["ConceptSummary", "encode", "published_codes", "read_summary"]
 
 # Activations are counted in bins of equal ratio, so that one grid suits every concept.
 BIN_EDGES = np.geomspace(2.0**-10, 2.0**16, 53)
@@ -251,12 +251,26 @@ class _Encoder:
         """Sparse codes of some rows, level by level: those of the model, if there is one."""
         levels = self.writer.plan.levels
         rows = [self.activations.read(own.name, start, stop).astype(np.float32) for own in levels]
-        if self.model is not None:
-            return list(self.model.transform_sparse(rows, [own.k for own in levels]))
-        return [
-            self.dictionaries[own.name].encode_sparse(x, width=own.k)
-            for own, x in zip(levels, rows, strict=True)
-        ]
+        return published_codes([self.dictionaries[own.name] for own in levels], self.model, rows)
+
+
+def published_codes(dictionaries: Sequence[Any], model: Any, rows: Sequence[Any]) -> list[Any]:
+    """Sparse codes of aligned rows (n, d_l), level by level: those of the model, if there is one.
+
+    ``dictionaries`` are those of the levels.
+    """
+    widths = [_places(dictionary) for dictionary in dictionaries]
+    if model is not None:
+        return list(model.transform_sparse(rows, widths))
+    return [
+        dictionary.encode_sparse(x, width=width)
+        for dictionary, x, width in zip(dictionaries, rows, widths, strict=True)
+    ]
+
+
+def _places(dictionary: Any) -> int:
+    """Codes that are kept of a row."""
+    return codes_per_row(dictionary.architecture, dictionary.k, dictionary.n_concepts)
 
 
 def encode(
@@ -347,7 +361,7 @@ def code_plan(
     levels = []
     for level in activations.levels:
         dictionary = dictionaries[level]
-        k = codes_per_row(dictionary.architecture, dictionary.k, dictionary.n_concepts)
+        k = _places(dictionary)
         levels.append(CodeLevel(name=level, n_concepts=dictionary.n_concepts, k=k))
     return CodePlan(
         fingerprint=fingerprint,

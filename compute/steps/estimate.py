@@ -20,7 +20,14 @@ import numpy as np
 
 from compute.cluster import actor_options, connect, next_ready, worker_count
 from compute.dictionaries.dictionary_settings import DictionarySettings, codes_per_row
-from compute.settings import ExtractSettings, InputSettings, LearnSettings, ResourceSettings
+from compute.settings import (
+    ExtractSettings,
+    InputSettings,
+    LearnSettings,
+    Recipe,
+    ResourceSettings,
+)
+from compute.steps.fidelity import passed_rows
 from storage.locations import Location
 from storage.tables.activations import ActivationPlan, LevelPlan
 
@@ -30,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = [
     "StepEstimate",
     "Storage",
+    "fidelity_seconds",
     "rehearse_extraction",
     "rehearse_learning",
     "rehearse_recovery",
@@ -43,6 +51,8 @@ _STEPS, _WARM_UP = 20, 3
 # is decided on a number of rows that does not grow), and seconds in all; fitted to runs of smollm2,
 # sprites and digits on two cores (tests/benchmarks/estimate_error.py).
 _RECOVERY_PRODUCTS, _RECOVERY_WHOLE, _RECOVERY_SECONDS = 5.0, 0.0038, 9.0
+# So much longer a pair takes since its selection is repeated on halves (compute/graphs/README.md).
+_REPEATED = 2.4
 _PRODUCT_ROWS = 4096
 # Bytes of Zarr metadata per array, with its share of the groups'.
 _METADATA = 1150
@@ -201,6 +211,13 @@ def rehearse_learning(
     )
 
 
+def fidelity_seconds(recipe: Recipe, extraction: StepEstimate, n_rows: int) -> float:
+    """Seconds of what `learn` asks the model, from those that its rows took: one worker asks it."""
+    workers = worker_count(recipe.resources.extract, -(-n_rows // recipe.extract.block_rows))
+    patches = recipe.extract.grid**2 if recipe.extract.grid else 1
+    return extraction.seconds * workers * passed_rows(recipe, patches) / n_rows
+
+
 def rehearse_recovery(
     n_rows: int, n_levels: int, learn: LearnSettings, *, resources: ResourceSettings
 ) -> StepEstimate:
@@ -219,7 +236,9 @@ def rehearse_recovery(
     codes = int(2 * n_rows * learn.active * 8)
     dense = 8 * 4 * learn.n_concepts**2
     per_pair = _RECOVERY_PRODUCTS * whole + _RECOVERY_WHOLE * learn.n_concepts
-    return StepEstimate(_start_seconds() + _RECOVERY_SECONDS + per_pair * pairs, codes + dense)
+    return StepEstimate(
+        _start_seconds() + _RECOVERY_SECONDS + _REPEATED * per_pair * pairs, codes + dense
+    )
 
 
 @functools.cache

@@ -16,7 +16,7 @@ from storage.exports.saelens import CONFIG_FILE, SPARSITY_FILE, WEIGHTS_FILE, to
 from storage.locations import Location
 from storage.sealing.damage import CorruptFile
 from storage.sealing.sealed_checkpoints import SealedCheckpoints
-from storage.sealing.seals import SealedFolder
+from storage.sealing.seals import Files, SealedFolder
 from storage.tables.activations import ActivationSet
 from storage.tables.loader import ActivationLoader, kept_rows
 
@@ -98,7 +98,9 @@ def train(
         Those of a hierarchical selection model are of its own codes; beside them stands
         reading_explained_variance, of the dictionary that is published, and with several seeds
         agreement, the mean |cosine| of concepts matched between seeds, and agreement_share, the
-        share of concepts that come again. One that is not a number is left out.
+        share of concepts that come again. One that is not a number is left out. What codes keep of
+        the model's loss is none of them, since rows alone do not tell it: that is
+        :func:`compute.steps.fidelity.measure_fidelity`, which needs the model.
     """
     import ray
 
@@ -139,7 +141,7 @@ def _published_metadata(number: int, level: LevelSettings, recipe: Recipe) -> di
     }
 
 
-def load_dictionaries(learned: SealedFolder) -> dict[str, Any]:
+def load_dictionaries(learned: Files) -> dict[str, Any]:
     """The dictionaries that :func:`train` wrote: level → :class:`Dictionary`.
 
     Raises
@@ -161,7 +163,7 @@ def load_dictionaries(learned: SealedFolder) -> dict[str, Any]:
     return found
 
 
-def load_model(learned: SealedFolder, device: str = "cpu") -> Any:
+def load_model(learned: Files, device: str = "cpu") -> Any:
     """The hierarchical selection model that :func:`train` fitted, or none.
 
     Raises
@@ -185,7 +187,7 @@ def read_recurrence(learned: SealedFolder) -> dict[str, list[float]]:
     return found
 
 
-def read_norm_bounds(learned: SealedFolder) -> dict[str, float]:
+def read_norm_bounds(learned: Files) -> dict[str, float]:
     """The norm bounds that :func:`train` used: level → largest norm."""
     bounds: dict[str, float] = json.loads(learned.get(_BOUNDS))
     return bounds

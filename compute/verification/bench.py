@@ -18,7 +18,7 @@ from compute.steering.places import Moment, PlaceRows, Target
 from compute.steering.running import RowChange
 from compute.steering.steering_levels import ConceptLevel, find_level
 
-__all__ = ["Add", "Bench", "Direction", "Pool", "Replace"]
+__all__ = ["Add", "Bench", "Direction", "Pool", "Replace", "Shift"]
 
 Direction = Literal["up", "down"]
 
@@ -114,6 +114,17 @@ class Add:
         return RowChange(item * changes.shape[1] + position, delta)
 
 
+class Shift:
+    """Adds to every row of a place: ``added (b, p, d)``, zero where nothing is to change."""
+
+    def __init__(self, added: Tensor) -> None:
+        self._added = added.reshape(-1, added.shape[-1])
+
+    def __call__(self, rows: PlaceRows, moment: Moment) -> RowChange:
+        """Return the change of every row."""
+        return RowChange(torch.arange(len(self._added), device=self._added.device), self._added)
+
+
 class Bench(ABC):
     """A model, its levels, and a pool of samples."""
 
@@ -177,6 +188,16 @@ class Bench(ABC):
         Returns
         -------
         ``(b,)``; larger is better, and no replacement gives the most on average.
+        """
+
+    @abstractmethod
+    def loss(self, items: NDArray[np.int64], number: int, added: Tensor | None = None) -> float:
+        """Return the loss that the model was trained for, summed over samples.
+
+        Parameters
+        ----------
+        number : the level; where models have timesteps the loss is that of its timestep.
+        added : ``(b, p, d)`` what is added to each of its rows; None runs the model as it is.
         """
 
     def level(self, number: int) -> ConceptLevel:

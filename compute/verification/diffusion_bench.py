@@ -145,6 +145,20 @@ class DiffusionBench(Bench):
             total -= (error / own.float().square().flatten(1).mean(1)).double().cpu()
         return total.numpy()
 
+    @torch.inference_mode()
+    def loss(self, items: NDArray[np.int64], number: int, added: Tensor | None = None) -> float:
+        """Squared error of the noise that the network says there is, summed."""
+        level = self.level(number)
+        time = int(level.timestep or 0)
+        latents = self._noisy(items, self._clean[items], time)
+        work: list[tuple[str, Intervention]] = (
+            [] if added is None else [(level.hookpoint, _ShiftOnGrid(added, self._adapter.grid))]
+        )
+        with Interventions(self.target, work):
+            output = self._denoise(items, latents, time)
+        _, noise = self._split(latents, output, time)
+        return float((noise - self._noise[items]).double().square().sum())
+
     def _look(self, items: NDArray[np.int64], clean: Tensor, level: ConceptLevel) -> Tensor:
         """Return a level's activations of clean latents, ``(b, grid, d)``."""
         noisy = self._noisy(items, clean, int(level.timestep or 0))
@@ -242,8 +256,23 @@ class _ReplaceOnGrid:
         maps = feature_map(rows.tensor, "level").float()
         codes = self._dictionary.encode(align(maps, self._grid))
         delta = (self._change(codes) - codes) @ self._dictionary.W_dec
-        batch, width = maps.shape[:2]
-        painted = delta.reshape(batch, self._grid.height, self._grid.width, width)
-        painted = functional.interpolate(painted.permute(0, 3, 1, 2), size=tuple(maps.shape[-2:]))
-        flat = painted.flatten(2).transpose(1, 2).reshape(-1, width)
-        return RowChange(torch.arange(len(flat), device=flat.device), flat)
+        return _painted(delta, self._grid, maps)
+
+
+class _ShiftOnGrid:
+    """Adds to the patches on which the dictionary was learnt, ``added (b, patches, d)``."""
+
+    def __init__(self, added: Tensor, grid: Grid) -> None:
+        self._added, self._grid = added, grid
+
+    def __call__(self, rows: PlaceRows, moment: Moment) -> RowChange:
+        return _painted(self._added, self._grid, feature_map(rows.tensor, "level"))
+
+
+def _painted(delta: Tensor, grid: Grid, maps: Tensor) -> RowChange:
+    """Return changes of patches, ``(b · patches, d)``, as those of a place's own, finer rows."""
+    batch, width = maps.shape[:2]
+    painted = delta.reshape(batch, grid.height, grid.width, width)
+    painted = functional.interpolate(painted.permute(0, 3, 1, 2), size=tuple(maps.shape[-2:]))
+    flat = painted.flatten(2).transpose(1, 2).reshape(-1, width)
+    return RowChange(torch.arange(len(flat), device=flat.device), flat)

@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from compute.models.hooks import StopForward
 from compute.models.language import Context, LanguageModel
 from compute.steering.places import Moment, PlaceRows, Target
 from compute.steering.running import Intervention, Interventions
 from compute.steering.steering_levels import ConceptLevel
-from compute.verification.bench import Add, Bench, Replace
+from compute.verification.bench import Add, Bench, Replace, Shift
 
 __all__ = ["LanguageBench"]
 
@@ -103,6 +104,22 @@ class LanguageBench(Bench):
             logits = self._model(input_ids=tokens, use_cache=False).logits.float()
         chosen = logits.log_softmax(-1).gather(-1, own[..., None])[..., 0] * real
         return np.asarray((chosen.sum(1) / real.sum(1).clamp_min(1)).double().cpu().numpy())
+
+    @torch.inference_mode()
+    def loss(self, items: NDArray[np.int64], number: int, added: Tensor | None = None) -> float:
+        """Cross-entropy of the tokens that are neither special nor padding, in nats, summed."""
+        tokens = self._tokens(items)
+        real = torch.from_numpy(self._real[items]).to(tokens.device)
+        work: list[tuple[str, Intervention]] = (
+            [] if added is None else [(self.level(number).hookpoint, Shift(added))]
+        )
+        with Interventions(self.target, work):
+            logits = self._model(input_ids=tokens, use_cache=False).logits
+        total = 0.0
+        # Window by window: in float32 the logits of a batch may be gigabytes.
+        for told, own, due in zip(logits[:, :-1], tokens[:, 1:], real[:, 1:], strict=True):
+            total += float(cross_entropy(told[due].float(), own[due], reduction="sum"))
+        return total
 
     def _tokens(self, items: NDArray[np.int64]) -> Tensor:
         return torch.from_numpy(self._ids[items]).to(self.target.device)

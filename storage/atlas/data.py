@@ -306,7 +306,7 @@ class Edge(_Model):
     sign
         +1 when the part makes the whole more likely, −1 when less.
     stability
-        Share of resamples in which the edge was found again.
+        Share of half-samples in which the selection of edges, repeated, finds the edge again.
     verdict
         Outcome of the intervention on the model itself; ``None`` when the run had none.
     effect

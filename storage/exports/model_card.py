@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from storage.registry.manifests import LEVEL_SCORES, LevelEntry, Manifest
+from storage.registry.manifests import LevelEntry, Manifest, shown_scores
 
 __all__ = ["model_card"]
 
@@ -68,7 +68,7 @@ def _level_table(manifest: Manifest) -> str:
     if not manifest.levels:
         return "This version holds no dictionaries.\n"
     levels = sorted(manifest.levels, key=lambda entry: entry.level)
-    shown = [key for key in LEVEL_SCORES if any(key in entry.metrics for entry in levels)]
+    shown = shown_scores(levels)
     return _table(
         ("level", "folder", "hookpoint", "timestep", "concepts", "width", *shown),
         [_level_row(entry, shown) for entry in levels],

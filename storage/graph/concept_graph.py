@@ -23,7 +23,7 @@ target         string   id of the whole
 strength       double   size of the dependence, in the unit of the method that found it
 confidence     double   0 to 1
 sign           int8     +1, −1, or 0 where the method gives none
-stability      double   share of resamples that keep the edge
+stability      double   share of half-samples whose own selection has the edge
 variant        string   which variant of the method found it
 effect         double   effect of an intervention on the part, measured at the whole
 effect_low     double   lower end of the interval of `effect`

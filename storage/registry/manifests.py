@@ -18,6 +18,7 @@ from storage.registry.ledgers import CorruptArtifact
 
 __all__ = [
     "LEVEL_SCORES",
+    "LOSS_SCORES",
     "MANIFEST_FILE",
     "SCHEMA_VERSION",
     "SUMS_FILE",
@@ -29,11 +30,21 @@ __all__ = [
     "check_file_path",
     "content_hash",
     "hash_file",
+    "shown_scores",
 ]
 
 SCHEMA_VERSION: Literal[1] = 1
-LEVEL_SCORES = ("explained_variance", "l0", "dead_share", "agreement")
-"""Metrics of a level that are shown wherever a version is, where it has them."""
+LEVEL_SCORES = {
+    "explained_variance": "explained variance",
+    "l0": "L0",
+    "dead_share": "dead",
+    "agreement": "agreement",
+    "cross_entropy_recovered": "cross-entropy recovered",
+    "denoising_loss_recovered": "denoising loss recovered",
+}
+"""Metrics of a level that are shown wherever a version is, where it has them, and their names."""
+LOSS_SCORES = ("cross_entropy_recovered", "denoising_loss_recovered")
+"""What codes keep of the model's loss, of a language model and of a diffusion model."""
 MANIFEST_FILE = "manifest.json"
 SUMS_FILE = "SHA256SUMS"
 MAX_DEPTH = 8
@@ -85,6 +96,12 @@ class LevelEntry(BaseModel):
     @classmethod
     def _is_safe(cls, value: str) -> str:
         return check_name(value, field="level name")
+
+
+def shown_scores(levels: Iterable[LevelEntry]) -> list[str]:
+    """Those of `LEVEL_SCORES` that any of these levels has, in their order."""
+    there = {metric for level in levels for metric in level.metrics}
+    return [metric for metric in LEVEL_SCORES if metric in there]
 
 
 class Manifest(BaseModel):

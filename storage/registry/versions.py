@@ -19,7 +19,6 @@ from storage.locations import BadObject, Location, NotFound, StoredObject
 from storage.records import digest, read_json
 from storage.registry.ledgers import CorruptArtifact
 from storage.registry.manifests import (
-    LEVEL_SCORES,
     MANIFEST_FILE,
     MAX_DEPTH,
     MAX_MANIFEST,
@@ -29,6 +28,7 @@ from storage.registry.manifests import (
     Manifest,
     first_reason,
     hash_file,
+    shown_scores,
 )
 
 if TYPE_CHECKING:
@@ -90,16 +90,17 @@ class Artifact:
         return f"<Artifact {self.name} version {self.version} ({self.status}) at {self.url}>"
 
     def _repr_html_(self) -> str:
+        scores = shown_scores(self.levels)
         rows = [
             [level.level, level.name, level.hookpoint, f"{level.n_concepts:,}"]
-            + [figure(level.metrics.get(score)) for score in LEVEL_SCORES]
+            + [figure(level.metrics.get(score)) for score in scores]
             for level in reversed(self.levels)
         ]
         counts = ", ".join(f"{value:,} {key}" for key, value in self.manifest.counts.items())
         place = self.url if self.report_path is None else self.report_path.as_uri()
         return card(
             f"{self.name} v{self.version} ({self.status}): {counts}",
-            table(["level", "name", "hookpoint", "concepts", *LEVEL_SCORES], rows),
+            table(["level", "name", "hookpoint", "concepts", *scores], rows),
             table([], [["report" if self.report_path else "files", place]]),
         )
 

@@ -64,7 +64,11 @@ def store(tmp_path):
             fingerprint=str(number),
             levels=[
                 {"level": 1, "name": "low", "hookpoint": "layers.0.output"}
-                | {"n_concepts": n_concepts, "d": 16, "metrics": {"l0": 2.0}}
+                | {
+                    "n_concepts": n_concepts,
+                    "d": 16,
+                    "metrics": {"l0": 2.0, "cross_entropy_recovered": 0.875},
+                }
             ],
         )
     return tmp_path / "store"
@@ -86,6 +90,10 @@ def test_versions_are_listed_and_shown(strata):
     shown = strata("show", "toy", "v1")
     assert "toy v1" in shown
     assert "2.000" in shown
+    assert "cross-entropy" in shown
+    assert "0.875" in shown
+    # What no level has is no column.
+    assert "agreement" not in shown
 
 
 def test_versions_are_compared(strata):

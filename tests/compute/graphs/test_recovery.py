@@ -7,6 +7,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from compute.graphs import recover_edges
 from compute.graphs.decision import fit_threshold
+from compute.graphs.evidence import weigh
 from compute.worlds import SelectionWorld
 
 
@@ -52,6 +53,34 @@ def test_evidence_is_in_range(recovery):
     assert ((e.edge_stability >= 0) & (e.edge_stability <= 1)).all()
     assert np.mean(e.edge_stability) > 0.9
     assert ((e.unexplained >= 0) & (e.unexplained <= 1)).all()
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_stability_repeats_the_whole_selection(seed):
+    """It foretells how many edges an independent repetition on halves finds again, which is far
+    fewer than pass where the parents are given and only weighed again."""
+    n = 1000
+    world = SelectionWorld.vectors(sizes=(80, 24, 6), seed=seed, noise=1.0, correlation=0.8)
+    parts, wholes = world.sample(n).codes[:2]
+    found = recover_edges(parts, wholes)
+    rng = np.random.default_rng(seed)
+    halves = [half for _ in range(3) for half in np.split(rng.permutation(n), 2)]
+    again = [recover_edges(parts[half], wholes[half]).adjacency for half in halves]
+    repeated = np.mean([edges[found.part, found.whole] for edges in again])
+    fixed = np.mean([kept_with_its_parents(found, parts[h], wholes[h]) for h in halves])
+    assert found.edge_stability.mean() == pytest.approx(repeated, abs=0.08)
+    assert found.edge_stability.mean() < fixed - 0.2
+
+
+def kept_with_its_parents(found, parts, wholes):
+    """The share of edges as strong as the weakest that was found, by their wholes' own parents."""
+    bar, kept = found.edge_strength.min(), []
+    for j in np.unique(found.whole):
+        values = parts[:, found.parents(j)].astype(np.float32)
+        controls = np.delete(wholes, j, axis=1).sum(axis=1, keepdims=True).astype(np.float32)
+        evidence, _ = weigh(values, controls, wholes[:, j].astype(np.float32), len(parts), True)
+        kept += (evidence.strength >= bar).tolist()
+    return np.mean(kept)
 
 
 def test_same_data_same_result(rows, recovery):

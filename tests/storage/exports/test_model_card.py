@@ -27,7 +27,12 @@ def make_manifest(**changes):
         "lineage": {"model": "HuggingFaceTB/SmolLM2-135M", "settings": {"learn": {"k": 32}}},
         "levels": (
             LevelEntry(
-                level=1, name="low", hookpoint="layers.7", n_concepts=64, d=8, metrics={"l0": 32.0}
+                level=1,
+                name="low",
+                hookpoint="layers.7",
+                n_concepts=64,
+                d=8,
+                metrics={"l0": 32.0, "denoising_loss_recovered": 0.625},
             ),
         ),
         "metrics": {"edges_f1": 0.912345},
@@ -55,6 +60,8 @@ def test_the_card_is_what_the_hub_expects():
         "layers.7",
         "settings.learn.k",
         "0.9123",
+        "| width | l0 | denoising_loss_recovered |",
+        "0.625",
         'SAE.load_from_disk("dictionaries/low")',
     ):
         assert said in body.replace("\\", "")

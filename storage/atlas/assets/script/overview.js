@@ -5,6 +5,8 @@ const METRICS = {
   l0: { name: "L0" },
   dead_share: { name: "Dead", share: true },
   agreement: { name: "Comes again", share: true },
+  cross_entropy_recovered: { name: "Cross-entropy recovered", share: true },
+  denoising_loss_recovered: { name: "Denoising loss recovered", share: true },
 };
 
 function overviewPage(model) {
