@@ -233,7 +233,7 @@ def _train(
     read = held_out if model is None else _evaluate(activations, found, None, bounds, "held_out")
     scores = {}
     for level in activations.levels:
-        dictionary, own, trained = found[level], held_out[level], train[level]
+        own, trained = held_out[level], train[level]
         silent_everywhere = (own.frequencies == 0) & (trained.frequencies == 0)
         told = own.summary() | {
             "dead_share": float(silent_everywhere.mean()),
@@ -248,18 +248,22 @@ def _train(
         scores[level] = {name: value for name, value in told.items() if math.isfinite(value)}
         rows = own.n_rows + trained.n_rows
         firing = (own.frequencies * own.n_rows + trained.frequencies * trained.n_rows) / rows
-        files = to_saelens(
-            dictionary.weights(),
-            architecture=dictionary.architecture,
-            k=dictionary.k if dictionary.architecture == "topk" else None,
-            metadata={**metadata[level], "k": dictionary.k},
-            frequency=firing,
-        )
-        for name, data in files.items():
+        for name, data in _files(found[level], metadata[level], firing).items():
             path = f"dictionaries/{level}/{name}"
             if known is None or known.find_damage([path]):
                 location.put(path, data)
     return scores
+
+
+def _files(dictionary: Any, metadata: Mapping[str, Any], frequency: Any) -> dict[str, bytes]:
+    """A dictionary's files as they are published."""
+    return to_saelens(
+        dictionary.weights(),
+        architecture=dictionary.architecture,
+        k=dictionary.k if dictionary.architecture == "topk" else None,
+        metadata={**metadata, "k": dictionary.k},
+        frequency=frequency,
+    )
 
 
 def _whole(known: SealedFolder | None, levels: Sequence[str]) -> dict[str, Any]:
