@@ -218,6 +218,7 @@ class LearnSettings(DictionarySettings):
             " `owner/name/FOLDER` on the Hugging Face Hub; or a folder with one folder per level,"
             " by its name. Levels may name their own in levels."
         ),
+        json_schema_extra=ADVANCED,
     )
     # Of a dictionary by itself k is a number in any case, of a model it may be found.
     k: int | None = Field(  # type: ignore[assignment]
