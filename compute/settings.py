@@ -179,7 +179,7 @@ class ExtractSettings(_Settings):
 # Active concepts per row of a dictionary by itself, and about as many as a model finds.
 _DICTIONARY_K, _USUAL_ACTIVE = 32, 8
 # What a hierarchical selection model reads of the settings of learning.
-_HIERARCHICAL = {"method", "n_concepts", "k", "levels", "seed", "seeds", "outlier_norm"}
+_HIERARCHICAL = {"method", "source", "n_concepts", "k", "levels", "seed", "seeds", "outlier_norm"}
 
 
 class LevelLearnSettings(_Settings):
@@ -191,19 +191,34 @@ class LevelLearnSettings(_Settings):
     k: int | None = Field(None, ge=1)
     """Active concepts per row of the level."""
 
+    source: str | None = Field(None, min_length=1)
+    """Where the level's trained dictionary is; see `learn.source`."""
+
 
 class LearnSettings(DictionarySettings):
     """From an activation set to one dictionary per level."""
 
-    method: Literal["hierarchical", "independent"] = Field(
+    method: Literal["hierarchical", "independent", "import"] = Field(
         "hierarchical",
         description=(
             "A hierarchical selection model, whose levels inform each other and which keeps as many"
             " concepts as describe the rows, in training until what held-out rows take to describe"
-            " falls no more; or a dictionary of every level by itself. Of what is said here,"
+            " falls no more; or a dictionary of every level by itself; or import, which trains"
+            " nothing and takes the dictionaries of source. Of what is said here,"
             " n_concepts (the most of a level), k, seed, seeds and outlier_norm hold for the former"
-            ", and its published dictionaries are of the architecture jumprelu."
+            ", and its published dictionaries are of the architecture jumprelu. Of import, source,"
+            " outlier_norm and levels hold, and what is said of training is set aside."
         ),
+    )
+    source: str | None = Field(
+        None,
+        min_length=1,
+        description=(
+            "Of import: a folder or file with a trained dictionary, relative to the recipe, or"
+            " `owner/name/FOLDER` on the Hugging Face Hub; or a folder with one folder per level,"
+            " by its name. Levels may name their own in levels."
+        ),
+        json_schema_extra=ADVANCED,
     )
     # Of a dictionary by itself k is a number in any case, of a model it may be found.
     k: int | None = Field(  # type: ignore[assignment]
@@ -256,13 +271,23 @@ class LearnSettings(DictionarySettings):
     @property
     def published_architecture(self) -> str:
         """The architecture of the dictionaries as they are published."""
-        own = self.architecture if self.method == "independent" else "jumprelu"
+        own = "jumprelu" if self.method == "hierarchical" else self.architecture
         return own if own in ("topk", "gated") else "jumprelu"
 
     def of_level(self, name: str) -> LearnSettings:
         """What holds for one level."""
         own = self.levels.get(name, LevelLearnSettings()).model_dump(exclude_none=True)
         return self.model_copy(update=own | {"levels": {}})
+
+    def source_of(self, name: str) -> str:
+        """Where the trained dictionary of a level is, of import."""
+        own = self.levels.get(name, LevelLearnSettings()).source or self.source
+        if own is None:
+            raise ValueError(
+                f"method = import has no source for level {name!r}: give learn.source, or"
+                f" learn.levels with {name}: {{source: ...}}"
+            )
+        return own
 
     def dictionary_settings(self) -> DictionarySettings:
         """How a dictionary by itself is trained."""
@@ -282,7 +307,26 @@ class LearnSettings(DictionarySettings):
         return self
 
     @model_validator(mode="after")
+    def _sources_are_used(self) -> Self:
+        given = [self.source, *(own.source for own in self.levels.values())]
+        named = [source for source in given if source is not None]
+        if named and self.method != "import":
+            raise ValueError(
+                f"source = {named[0]} does nothing with method = {self.method}: leave it out, or"
+                " take method = import"
+            )
+        if self.method == "import" and not named:
+            raise ValueError(
+                "method = import has no source: give the folder of a trained dictionary, or its"
+                " name on the Hub"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _nothing_unused(self) -> Self:
+        if self.method == "import":
+            # A recipe that trains becomes one that imports by these two settings alone.
+            return self
         together = self.method == "hierarchical"
         for name, field in type(self).model_fields.items():
             value = getattr(self, name)
@@ -436,6 +480,9 @@ class Recipe(_Settings):
         for name in self.learn.levels:
             if name not in names:
                 raise ValueError(f"learn.levels has {name!r}, which no level is: give {names}.")
+        if self.learn.method == "import":
+            for name in names:
+                self.learn.source_of(name)
         return self
 
     @model_validator(mode="after")

@@ -129,9 +129,9 @@ def _read(recipe: str) -> dict[str, Any]:
         path = Path(recipe).expanduser()
         if not path.is_file():
             raise BadInput(f"recipe file {recipe!r} does not exist: check the path.")
-        text = _text(recipe, path)
+        text, folder = _text(recipe, path), path.parent
     elif recipe in recipe_names():
-        text = (_FOLDER / f"{recipe}.yaml").read_text(encoding="utf-8")
+        text, folder = (_FOLDER / f"{recipe}.yaml").read_text(encoding="utf-8"), None
     else:
         known = ", ".join(recipe_names())
         raise BadInput(f"recipe {recipe!r} is unknown: use one of {known}, or a .yaml file.")
@@ -143,7 +143,23 @@ def _read(recipe: str) -> dict[str, Any]:
         ) from None
     if not isinstance(values, dict):
         raise BadInput(f"recipe {recipe!r} is not a mapping of settings: see the recipes' form.")
+    if folder is not None:
+        _place_sources(values.get("learn"), folder)
     return values
+
+
+def _place_sources(learn: Any, folder: Path) -> None:
+    """Have sources of trained dictionaries that lie beside the recipe's file say where that is.
+
+    One that is not there may be the name of a repository on the Hub.
+    """
+    if not isinstance(learn, dict):
+        return
+    levels = learn.get("levels")
+    for own in (learn, *(levels.values() if isinstance(levels, dict) else ())):
+        source = own.get("source") if isinstance(own, dict) else None
+        if isinstance(source, str) and (placed := folder / Path(source).expanduser()).exists():
+            own["source"] = str(placed.absolute())
 
 
 def _text(recipe: str, path: Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from compute.settings import Recipe
+from compute.settings import LearnSettings, Recipe
 from storage.locations import Location
 from storage.references import Reference
 
@@ -75,15 +75,17 @@ def estimate(recipe: Recipe, *, rehearse: bool = True) -> Estimate:
     """
     from compute.inputs.sources import resumed_samples
     from compute.steps.estimate import storage_of
+    from compute.steps.importing import sized
     from compute.steps.plan import activation_plan, disk_bytes, prepare
 
     location = Location(recipe.store)
     sources, found = prepare(recipe)
+    learn = sized(recipe, found.widths)
     folder = found.folder(recipe.store)
     samples = resumed_samples(folder) or sources.arrange(recipe.extract)
     plan = activation_plan(recipe, found, samples)
-    storage = storage_of(plan, recipe.learn)
-    steps = _rehearse(recipe, sources, plan) if rehearse else {}
+    storage = storage_of(plan, learn)
+    steps = _rehearse(recipe, learn, sources, plan) if rehearse else {}
     return Estimate(
         rows=plan.n_rows,
         bytes={
@@ -92,7 +94,7 @@ def estimate(recipe: Recipe, *, rehearse: bool = True) -> Estimate:
             # Kept once as learnt and once in the artifact.
             "dictionaries": 2 * storage.dictionaries,
         },
-        peak_bytes=disk_bytes(plan, recipe.learn),
+        peak_bytes=disk_bytes(plan, learn),
         free_bytes=location.free_bytes(),
         seconds={name: step.seconds for name, step in steps.items()},
         memory={name: step.memory for name, step in steps.items() if step.memory},
@@ -100,7 +102,9 @@ def estimate(recipe: Recipe, *, rehearse: bool = True) -> Estimate:
     )
 
 
-def _rehearse(recipe: Recipe, sources: Sources, plan: ActivationPlan) -> dict[str, StepEstimate]:
+def _rehearse(
+    recipe: Recipe, learn: LearnSettings, sources: Sources, plan: ActivationPlan
+) -> dict[str, StepEstimate]:
     from compute.steps.estimate import (
         StepEstimate,
         fidelity_seconds,
@@ -109,7 +113,7 @@ def _rehearse(recipe: Recipe, sources: Sources, plan: ActivationPlan) -> dict[st
         rehearse_recovery,
     )
 
-    resources, learn = recipe.resources, recipe.learn
+    resources = recipe.resources
     steps = {
         "extract": rehearse_extraction(
             sources, recipe.inputs, recipe.extract, plan.n_rows, resources=resources.extract
@@ -120,8 +124,9 @@ def _rehearse(recipe: Recipe, sources: Sources, plan: ActivationPlan) -> dict[st
     )
     asked = fidelity_seconds(recipe, steps["extract"], plan.n_rows)
     steps["learn"] = replace(steps["learn"], seconds=steps["learn"].seconds + asked)
-    if learn.method == "hierarchical":
-        # How long it takes to drop what is not needed is not known before it is tried.
+    if learn.method != "independent":
+        # How long it takes to drop what is not needed is not known before it is tried, and what is
+        # trained already is only scored.
         del steps["learn"]
     steps["recover"] = rehearse_recovery(
         plan.n_train, len(plan.levels), learn, resources=resources.recover

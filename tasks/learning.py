@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect import task
 from prefect.logging import get_run_logger
@@ -10,11 +10,14 @@ from prefect.logging import get_run_logger
 from compute.cluster import Progress
 from compute.settings import Recipe
 from storage.locations import Location
-from storage.records import fingerprint
+from storage.records import digest, fingerprint
 from storage.references import Reference
 from storage.registry.quality_gates import no_better_than_mean
 from storage.sealing.seals import SealedFolder
 from tasks.once import RETRIES, hash_below, once
+
+if TYPE_CHECKING:
+    from compute.dictionaries.imports import Imported
 
 __all__ = ["learn"]
 
@@ -28,6 +31,7 @@ MODEL_VERSION = 3
 def learn(recipe: Recipe, activations: Reference) -> Reference:
     """Learn one dictionary per level from the activations."""
     settings, resources = recipe.learn, recipe.resources.learn
+    imported = _imported(recipe)
     # How often a run is saved decides nothing about its result.
     deciding = settings.model_dump(exclude={"checkpoint_steps"})
     if settings.method == "independent":
@@ -39,8 +43,16 @@ def learn(recipe: Recipe, activations: Reference) -> Reference:
             deciding["whitened_on"] = "all rows"
     if not settings.levels:
         del deciding["levels"]
+    del deciding["source"]
+    for own in deciding.get("levels", {}).values():
+        del own["source"]
+    if imported:
+        # Neither what is said of training nor where the dictionaries lie.
+        hashes = {name: digest(own.identity()) for name, own in imported.items()}
+        deciding = {"method": settings.method, "outlier_norm": settings.outlier_norm}
+        deciding["dictionaries"] = hashes
     threads = {"cpus": resources.cpus, "gpus": resources.gpus}
-    version = LEARN_VERSION if settings.method == "independent" else MODEL_VERSION
+    version = MODEL_VERSION if settings.method == "hierarchical" else LEARN_VERSION
     name = fingerprint("learn", version, deciding | threads, [activations.fingerprint])
 
     def work(location: Location, progress: Progress) -> dict[str, Any]:
@@ -49,13 +61,17 @@ def learn(recipe: Recipe, activations: Reference) -> Reference:
         from storage.tables.activations import ActivationSet
 
         stored = ActivationSet(activations.open())
+        metadata = published_metadata(recipe)
+        for level, own in imported.items():
+            metadata[level]["imported_from"] = own.claims.told()
         scores = train(
             stored,
             location,
             settings,
-            metadata=published_metadata(recipe),
+            metadata=metadata,
             resources=resources,
             known=_known(location),
+            imported=imported,
             progress=progress,
         )
         dtype = activations.summary["model_dtype"]
@@ -65,7 +81,7 @@ def learn(recipe: Recipe, activations: Reference) -> Reference:
     def content(location: Location) -> str:
         return hash_below(location, "dictionaries")
 
-    unit = "steps" if settings.method == "independent" else "phases"
+    unit = {"independent": "steps", "import": "levels"}.get(settings.method, "phases")
     found = once(recipe.store, "learn", name, unit, work, content, [activations.url])
     for reason in no_better_than_mean(found.summary["levels"].items()):
         get_run_logger().warning(
@@ -74,6 +90,15 @@ def learn(recipe: Recipe, activations: Reference) -> Reference:
             reason,
         )
     return found
+
+
+def _imported(recipe: Recipe) -> dict[str, Imported]:
+    """The trained dictionaries that the recipe takes, by level; none where it trains its own."""
+    if recipe.learn.method != "import":
+        return {}
+    from compute.steps.importing import find_dictionaries
+
+    return find_dictionaries(recipe)
 
 
 def _known(location: Location) -> SealedFolder | None:

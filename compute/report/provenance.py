@@ -60,6 +60,10 @@ def facts(
 
 
 def _dictionaries(learn: LearnSettings) -> str:
+    if learn.method == "import":
+        own = (level.source for level in learn.levels.values())
+        named = dict.fromkeys(source for source in (learn.source, *own) if source is not None)
+        return f"taken as trained from {', '.join(named)}"
     k = "found" if learn.k is None and learn.method == "hierarchical" else learn.active
     if learn.method == "hierarchical":
         return f"a hierarchical selection model, at most {learn.n_concepts:,} concepts, k {k}"

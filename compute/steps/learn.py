@@ -1,4 +1,4 @@
-"""Learning: one dictionary per level, each by itself or all as a hierarchical selection model."""
+"""Learning: one dictionary per level, each by itself, all together, or trained elsewhere."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 from compute.cluster import Progress, actor_options, connect, silent, watch, worker_log
 from compute.dictionaries.dictionary_settings import DictionarySettings
 from compute.settings import LearnSettings, LevelSettings, Recipe, ResourceSettings
+from compute.steps.importing import try_on_rows
 from storage.exports.saelens import CONFIG_FILE, SPARSITY_FILE, WEIGHTS_FILE, to_saelens
 from storage.locations import Location
 from storage.sealing.damage import CorruptFile
@@ -65,9 +66,10 @@ def train(
     metadata: Mapping[str, Mapping[str, Any]],
     resources: ResourceSettings,
     known: SealedFolder | None = None,
+    imported: Mapping[str, Any] | None = None,
     progress: Progress = silent,
 ) -> dict[str, dict[str, float]]:
-    """Train a dictionary for every level, or go on from the last checkpoint.
+    """Train a dictionary for every level, or go on from the last checkpoint, or take trained ones.
 
     Writes ``dictionaries/<level>/`` in SAELens' layout, the norm bounds and, of a hierarchical
     selection model, the model itself below `location`, and leaves checkpoints below
@@ -86,9 +88,11 @@ def train(
     known : SealedFolder, optional
         What an earlier run wrote at `location`: levels whose weights are whole are not trained
         again.
+    imported : mapping of str to Imported, optional
+        Per level, its trained dictionary (:mod:`compute.dictionaries.imports`), of import.
     progress : callable
         Told the steps done and all steps; of a hierarchical selection model, the phases that its
-        levels are through and all of them.
+        levels are through and all of them; of dictionaries trained elsewhere, levels.
 
     Returns
     -------
@@ -108,7 +112,7 @@ def train(
     task = ray.remote(max_retries=3, **actor_options(resources))(_train)
     scores: dict[str, dict[str, float]] = watch(
         lambda report: task.remote(
-            activations, location.url, settings, metadata, resources, known, report
+            activations, location.url, settings, metadata, resources, known, imported, report
         ),
         progress,
     )
@@ -200,6 +204,7 @@ def _train(
     metadata: Mapping[str, Mapping[str, Any]],
     resources: ResourceSettings,
     known: SealedFolder | None,
+    imported: Mapping[str, Any] | None,
     report: Any,
 ) -> dict[str, dict[str, float]]:
     import torch
@@ -210,7 +215,7 @@ def _train(
     location.put(_BOUNDS, json.dumps(bounds).encode())
     model = None
     again: dict[str, list[float]] = {}
-    found = _whole(known, settings, activations.levels)
+    found = _whole(known, activations.levels)
     missing = [level for level in activations.levels if level not in found]
     if settings.method == "hierarchical":
         whole = None if missing or known is None else _whole_model(known, settings)
@@ -219,6 +224,10 @@ def _train(
             found = dict(zip(activations.levels, model.dictionaries_, strict=True))
         else:
             model, again = whole
+    elif imported:
+        for number, level in enumerate(missing, 1):
+            found[level] = try_on_rows(activations, level, imported[level], bounds)
+            report.remote(number, len(missing))
     elif missing:
         found |= _apart(activations, missing, location, settings, bounds, resources, report)
     held_out = _evaluate(activations, found, model, bounds, "held_out")
@@ -226,7 +235,7 @@ def _train(
     read = held_out if model is None else _evaluate(activations, found, None, bounds, "held_out")
     scores = {}
     for level in activations.levels:
-        dictionary, own, trained = found[level], held_out[level], train[level]
+        own, trained = held_out[level], train[level]
         silent_everywhere = (own.frequencies == 0) & (trained.frequencies == 0)
         told = own.summary() | {
             "dead_share": float(silent_everywhere.mean()),
@@ -241,23 +250,25 @@ def _train(
         scores[level] = {name: value for name, value in told.items() if math.isfinite(value)}
         rows = own.n_rows + trained.n_rows
         firing = (own.frequencies * own.n_rows + trained.frequencies * trained.n_rows) / rows
-        files = to_saelens(
-            dictionary.weights(),
-            architecture=dictionary.architecture,
-            k=dictionary.k if dictionary.architecture == "topk" else None,
-            metadata={**metadata[level], "k": dictionary.k},
-            frequency=firing,
-        )
-        for name, data in files.items():
+        for name, data in _files(found[level], metadata[level], firing).items():
             path = f"dictionaries/{level}/{name}"
             if known is None or known.find_damage([path]):
                 location.put(path, data)
     return scores
 
 
-def _whole(
-    known: SealedFolder | None, settings: LearnSettings, levels: Sequence[str]
-) -> dict[str, Any]:
+def _files(dictionary: Any, metadata: Mapping[str, Any], frequency: Any) -> dict[str, bytes]:
+    """A dictionary's files as they are published."""
+    return to_saelens(
+        dictionary.weights(),
+        architecture=dictionary.architecture,
+        k=dictionary.k if dictionary.architecture == "topk" else None,
+        metadata={**metadata, "k": dictionary.k},
+        frequency=frequency,
+    )
+
+
+def _whole(known: SealedFolder | None, levels: Sequence[str]) -> dict[str, Any]:
     """Level → its dictionary, of those whose weights are there as they were sealed."""
     from safetensors.numpy import load
 
@@ -271,8 +282,9 @@ def _whole(
             weights = load(known.get(f"dictionaries/{level}/{WEIGHTS_FILE}"))
         except CorruptFile:
             continue
-        k = int(json.loads(known.get(f"dictionaries/{level}/{CONFIG_FILE}"))["metadata"]["k"])
-        found[level] = Dictionary.from_weights(settings.published_architecture, weights, k=k)
+        told = json.loads(known.get(f"dictionaries/{level}/{CONFIG_FILE}"))
+        k = int(told["metadata"]["k"])
+        found[level] = Dictionary.from_weights(told["architecture"], weights, k=k)
     return found
 
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from compute.inputs.sources import Samples, Sources, look, resumed_samples, save_samples
 from compute.settings import ExtractSettings, LearnSettings, Recipe
+from compute.steps.importing import sized
 from storage.locations import Location
 from storage.records import fingerprint
 from storage.references import Reference
@@ -97,13 +98,15 @@ def check(recipe: Recipe) -> RunPlan:
     Raises
     ------
     ValueError
-        If there is no input, no such model, no such layer, or the disk is too small.
+        If there is no input, no such model, no such layer, no such dictionary, or the disk is too
+        small.
     PermissionError
         If the store cannot be written.
     """
     location = Location(recipe.store)
     location.check_writable()
     sources, plan = prepare(recipe)
+    learn = sized(recipe, plan.widths)
     folder = plan.folder(recipe.store)
     if Reference.find(folder) is not None and not read_condemned(folder):
         return plan
@@ -112,7 +115,7 @@ def check(recipe: Recipe) -> RunPlan:
         return plan
     samples = sources.arrange(recipe.extract)
     free = location.free_bytes()
-    needed = disk_bytes(activation_plan(recipe, plan, samples), recipe.learn)
+    needed = disk_bytes(activation_plan(recipe, plan, samples), learn)
     if free is not None and free < needed:
         raise ValueError(
             f"store {location.url!r} has {free / 1e6:,.0f} MB free and the run needs about "
