@@ -12,7 +12,7 @@ from compute.steps.learn import DICTIONARY_FILES
 from storage.artifacts import Artifact, LevelEntry
 from storage.atlas import Changes, HistoryEntry
 from storage.exports.saelens import from_saelens
-from storage.graph.comparison import compare_graphs
+from storage.graph.comparison import Change, compare_graphs, matched_cosines
 from storage.graph.concept_graph import ConceptGraph
 from storage.graph.identity import FreshLevel, carry_identities, concept_histories
 from storage.records import digest
@@ -38,8 +38,9 @@ class Continuity:
     changes : Changes or None
         Since the version before; None for the first.
     metrics : dict
-        ``kept_share``: share of the version's concepts before that are still there, and the counts
-        of ``changes``; empty for the first version.
+        ``kept_share``: share of the version's concepts before that are still there, the counts of
+        ``changes`` and, by the level's name, ``cosine``: the mean |cosine| of the directions of
+        concepts that are in both; empty for the first version.
     """
 
     findings: Findings
@@ -101,8 +102,13 @@ def continue_from(
         for found in compared
     ]
     gone = [change.label for change in compared[0] if change.fate == "gone"]
+    cosines = _cosines(compared[0], parent, levels)
     changes = Changes(
-        since=parent.version, concepts=counts[0], edges=counts[1], gone=tuple(gone[:_GONE_SHOWN])
+        since=parent.version,
+        concepts=counts[0],
+        edges=counts[1],
+        gone=tuple(gone[:_GONE_SHOWN]),
+        cosines=cosines,
     )
     before = counts[0]["kept"] + counts[0]["changed"] + counts[0]["gone"]
     metrics = {
@@ -110,8 +116,26 @@ def continue_from(
         "kept_share": 1.0 - counts[0]["gone"] / before if before else 1.0,
         "concepts": counts[0],
         "edges": counts[1],
+        "cosine": cosines,
     }
     return Continuity(findings, changes, metrics, fates)
+
+
+def _cosines(
+    concepts: Sequence[Change], parent: Artifact, levels: Sequence[FreshLevel]
+) -> dict[str, float]:
+    """Name of a level → mean |cosine| of the concepts that it has in both versions."""
+    fresh = {level.entry.level: level for level in levels}
+    found = matched_cosines(
+        concepts,
+        lambda level: parent.dictionary(level).directions,
+        lambda level: fresh[level].dictionary.directions,
+    )
+    return {
+        fresh[level].entry.name: cosine
+        for level, (_, cosine) in sorted(found.items())
+        if cosine is not None
+    }
 
 
 def _named(graph: ConceptGraph, identities: Mapping[str, str]) -> ConceptGraph:

@@ -334,12 +334,15 @@ class Changes(_Model):
         Numbers of ``kept``, ``changed``, ``born`` and ``gone`` ones.
     gone
         Labels of concepts that are gone; may be a part of them.
+    cosines
+        By the level's name, mean |cosine| of the directions of concepts that are in both.
     """
 
     since: Annotated[int, Field(ge=1)]
     concepts: dict[Fate, Annotated[int, Field(ge=0)]]
     edges: dict[Fate, Annotated[int, Field(ge=0)]]
     gone: tuple[str, ...] = ()
+    cosines: dict[str, Share] = Field(default_factory=dict)
 
 
 class AtlasData(_Model):

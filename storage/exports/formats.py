@@ -119,12 +119,21 @@ def _neuronpedia(artifact: Artifact) -> Files:
             source_set="strata",
             hook_name=level.hookpoint,
             release=f"{artifact.name}-v{artifact.version}",
+            description=_agreement(level),
             created_at=artifact.manifest.created_at,
         )
         concepts = list(_dashboards(artifact, level))
         if concepts:
             files |= to_dashboards(concepts, source)
     return files
+
+
+def _agreement(level: LevelEntry) -> str:
+    """How a level's concepts come again from other seeds, in words; empty where it is not known."""
+    value = level.metrics.get("agreement")
+    if not isinstance(value, int | float):
+        return ""
+    return f"Found from other seeds, its concepts have a mean |cosine| of {value:.3f}."
 
 
 def _dashboards(artifact: Artifact, level: LevelEntry) -> Iterator[ConceptDashboard]:

@@ -4,7 +4,8 @@ A concept graph becomes an attribution graph: observed variables are its embeddi
 order, the tokens of its "prompt"), concepts are its features, and what a concept's parts leave
 unexplained is an error node of its own that points at the concept. Their format has no place for
 confidence, stability and verdict: leave out weak or refuted edges beforehand, with
-:meth:`storage.graph.concept_graph.ConceptGraph.subgraph`.
+:meth:`storage.graph.concept_graph.ConceptGraph.subgraph`. How a concept comes again from other
+seeds, where that is known, is a field of its node that their page passes over.
 
 Dashboards are the rows that Neuronpedia's bulk import takes, one folder per dictionary.
 """
@@ -142,6 +143,7 @@ def _label(row: Mapping[str, Any]) -> str:
 
 def _node(row: Mapping[str, Any], node_id: str, at: int) -> dict[str, Any]:
     layer = "E" if row["level"] == 0 else str(row["level"])
+    again = row.get("recurrence")
     return {
         "node_id": node_id,
         "feature": row["index"],
@@ -152,7 +154,7 @@ def _node(row: Mapping[str, Any], node_id: str, at: int) -> dict[str, Any]:
         "clerp": _label(row),
         "influence": None,
         "activation": None,
-    }
+    } | ({} if again is None else {"recurrence": again})
 
 
 def _error_node(row: Mapping[str, Any], node_id: str, at: int) -> dict[str, Any]:

@@ -8,14 +8,29 @@ if their labels are, or their indices where labels are not unique.
 from __future__ import annotations
 
 import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage.graph.concept_graph import concept_place
 
 if TYPE_CHECKING:
     from storage.graph.concept_graph import ConceptGraph
     from storage.registry.versions import Artifact
 
-__all__ = ["Change", "Comparison", "compare", "compare_graphs", "node_differences"]
+__all__ = [
+    "Change",
+    "Comparison",
+    "LevelMatch",
+    "compare",
+    "compare_graphs",
+    "matched_cosines",
+    "node_differences",
+]
 
 Fate = Literal["kept", "changed", "born", "gone"]
 
@@ -23,6 +38,8 @@ _FATES: tuple[Fate, ...] = ("kept", "changed", "born", "gone")
 # From here on a difference is worth a look: half of the frequency, a quarter of the strength.
 _FREQUENCY_RATIO = 2.0
 _STRENGTH_CHANGE = 0.25
+# So much of a cosine: about what lies between a concept that comes again and one that hardly does.
+_RECURRENCE_CHANGE = 0.25
 _NAMED = ("label", "kind", "form")
 
 
@@ -50,14 +67,40 @@ class Change:
 
 
 @dataclass(frozen=True)
+class LevelMatch:
+    """How alike one level is in two versions.
+
+    Attributes
+    ----------
+    level : int
+    name : str
+        As the newer version has it.
+    matched : int
+        Concepts that are in both.
+    cosine : float or None
+        Mean |cosine| of their directions in either; None where there are none, or the level's
+        dictionaries do not hold them or have another width.
+    agreement : tuple of float or None
+        What each version says of itself: how its concepts come again from other seeds.
+    """
+
+    level: int
+    name: str
+    matched: int
+    cosine: float | None
+    agreement: tuple[float | None, float | None]
+
+
+@dataclass(frozen=True)
 class Comparison:
-    """Fates of all concepts and edges of two versions of an artifact."""
+    """Fates of all concepts and edges of two versions of an artifact, and how alike levels are."""
 
     name: str
     old_version: int
     new_version: int
     concepts: tuple[Change, ...]
     edges: tuple[Change, ...]
+    levels: tuple[LevelMatch, ...] = ()
 
     def counts(self) -> dict[str, dict[str, int]]:
         """How many concepts and edges have which fate."""
@@ -82,6 +125,7 @@ class Comparison:
                 lines += [f"  {fate:8}{_line(change)}" for change in chosen[:most]]
                 if len(chosen) > most:
                     lines.append(f"  {fate:8}… and {len(chosen) - most} more")
+        lines += [_level_line(level) for level in self.levels]
         return "\n".join(lines) + "\n"
 
 
@@ -89,7 +133,8 @@ def compare(old: Artifact, new: Artifact) -> Comparison:
     """Compare two versions of an artifact."""
     keys = _identities(old.graph, new.graph) or _aligned_identities(old, new)
     concepts, edges = _fates(old.graph, new.graph, *keys)
-    return Comparison(old.name, old.version, new.version, concepts, edges)
+    levels = _level_matches(old, new, concepts)
+    return Comparison(old.name, old.version, new.version, concepts, edges, levels)
 
 
 def compare_graphs(
@@ -98,6 +143,81 @@ def compare_graphs(
     """Fates of the concepts and of the edges of two graphs; None if one names no identities."""
     keys = _identities(old, new)
     return None if keys is None else _fates(old, new, *keys)
+
+
+def matched_cosines(
+    changes: Iterable[Change],
+    old: Callable[[int], NDArray[Any] | None],
+    new: Callable[[int], NDArray[Any] | None],
+) -> dict[int, tuple[int, float | None]]:
+    """Level → how many concepts are in both versions, and the mean |cosine| of their directions.
+
+    Parameters
+    ----------
+    changes : iterable of Change
+        Fates of concepts.
+    old, new : callable
+        A level's directions (n, d) in either version, None where there are none.
+    """
+    pairs: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
+    for change in changes:
+        if change.old is not None and change.new is not None:
+            level, index = concept_place(change.new)
+            pairs[level].append((concept_place(change.old)[1], index))
+    return {level: (len(p), _mean_cosine(old(level), new(level), p)) for level, p in pairs.items()}
+
+
+def _mean_cosine(
+    old: NDArray[Any] | None, new: NDArray[Any] | None, pairs: list[tuple[int, int]]
+) -> float | None:
+    if old is None or new is None or old.shape[1] != new.shape[1]:
+        return None
+    first, second = np.asarray(pairs).T
+    if first.max() >= len(old) or second.max() >= len(new):
+        return None
+    a, b = (rows.astype(np.float64) for rows in (old[first], new[second]))
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    cosines = np.abs((a * b).sum(axis=1)) / np.where(lengths > 0, lengths, 1.0)
+    return float(np.minimum(cosines, 1.0).mean())
+
+
+def _level_matches(
+    old: Artifact, new: Artifact, concepts: tuple[Change, ...]
+) -> tuple[LevelMatch, ...]:
+    found = matched_cosines(concepts, *(_directions_of(artifact) for artifact in (old, new)))
+    before = {entry.level: entry for entry in old.levels}
+    matches = []
+    for entry in new.levels:
+        if entry.level in before:
+            matched, cosine = found.get(entry.level, (0, None))
+            own, twin = entry.metrics, before[entry.level].metrics
+            agreement = (_number(twin.get("agreement")), _number(own.get("agreement")))
+            matches.append(LevelMatch(entry.level, entry.name, matched, cosine, agreement))
+    return tuple(matches)
+
+
+def _directions_of(artifact: Artifact) -> Callable[[int], NDArray[Any] | None]:
+    def directions(level: int) -> NDArray[Any] | None:
+        names = [entry.name for entry in artifact.levels if entry.level == level]
+        if not any(path.startswith(f"dictionaries/{n}/") for n in names for path in artifact.files):
+            return None
+        return artifact.dictionary(level).directions
+
+    return directions
+
+
+def _number(value: Any) -> float | None:
+    """What a manifest says, if it is a number: its metrics are anybody's."""
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _level_line(match: LevelMatch) -> str:
+    line = f"level {match.level} {match.name}: {match.matched} concepts in both"
+    if match.cosine is not None:
+        line += f", mean |cosine| {match.cosine:.3f}"
+    before, after = ("–" if value is None else f"{value:.3f}" for value in match.agreement)
+    told = any(value is not None for value in match.agreement)
+    return line + (f", agreement between seeds {before} → {after}" if told else "")
 
 
 def _fates(
@@ -170,6 +290,10 @@ def node_differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tupl
     known = old["frequency"] is not None and new["frequency"] is not None
     if known and high > _FREQUENCY_RATIO * low:
         found["frequency"] = (old["frequency"], new["frequency"])
+    # A column of graphs whose concepts were sought from several seeds.
+    before, after = (_number(row.get("recurrence")) for row in (old, new))
+    if before is not None and after is not None and abs(after - before) > _RECURRENCE_CHANGE:
+        found["recurrence"] = (before, after)
     return found
 
 

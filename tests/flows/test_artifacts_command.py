@@ -38,6 +38,7 @@ def version_files(n_concepts, strength):
             "index": [0, *range(n_concepts)],
             "label": ["cat", *(f"c{i}" for i in range(n_concepts))],
             "concept": [None, *(f"1:{i}@first" for i in range(n_concepts))],
+            "recurrence": [None, *(0.5 + i / 16 for i in range(n_concepts))],
         },
         {"source": ["0:0"], "target": ["1:0"], "strength": [strength], "confidence": [1.0]},
     )
@@ -58,6 +59,7 @@ def version_files(n_concepts, strength):
 def store(tmp_path):
     registry = Registry(tmp_path / "store" / "artifacts")
     for number, (n_concepts, strength) in enumerate([(4, 1.0), (5, 2.0)], 1):
+        seeds = {"agreement": 0.75} if number == 2 else {}
         registry.publish(
             "toy",
             version_files(n_concepts, strength),
@@ -67,7 +69,7 @@ def store(tmp_path):
                 | {
                     "n_concepts": n_concepts,
                     "d": 16,
-                    "metrics": {"l0": 2.0, "cross_entropy_recovered": 0.875},
+                    "metrics": {"l0": 2.0, "cross_entropy_recovered": 0.875} | seeds,
                 }
             ],
         )
@@ -94,6 +96,7 @@ def test_versions_are_listed_and_shown(strata):
     assert "0.875" in shown
     # What no level has is no column.
     assert "agreement" not in shown
+    assert "0.750" in strata("show", "toy", "v2")
 
 
 def test_versions_are_compared(strata):
@@ -102,7 +105,9 @@ def test_versions_are_compared(strata):
         "concepts": {"kept": 4, "changed": 0, "born": 1, "gone": 0},
         "edges": {"kept": 0, "changed": 1, "born": 0, "gone": 0},
     }
-    assert "strength 1 → 2" in strata("compare", "toy", "1")
+    text = strata("compare", "toy", "1")
+    assert "strength 1 → 2" in text
+    assert "level 1 low: 4 concepts in both, mean |cosine| 1.000, agreement" in text
 
 
 STEERS = "\x1b]0;mine\x07\u009b2J\u202e"
@@ -175,9 +180,15 @@ def test_exports_are_loaded_by_others(strata, tmp_path):
         strata("export", "toy", "--format", form, "--to", str(tmp_path / form))
     assert read_saelens_folder(tmp_path / "saelens" / "low").k == 2
     assert (tmp_path / "hub" / "README.md").read_text().startswith("---\nlibrary_name: saelens")
-    assert nx.read_graphml(tmp_path / "graphml" / "graph.graphml").has_edge("0:0", "1:0")
+    read = nx.read_graphml(tmp_path / "graphml" / "graph.graphml")
+    assert read.has_edge("0:0", "1:0")
+    # How a concept comes again from other seeds goes along, of a concept and of its level.
+    assert read.nodes["1:1"]["recurrence"] == 0.5625
     graph = json.loads((tmp_path / "neuronpedia" / "graph.json").read_text())
     assert len(graph["nodes"]) == 6
+    assert [node["recurrence"] for node in graph["nodes"] if node["node_id"] == "1_1_0"] == [0.5625]
+    release = tmp_path / "neuronpedia" / "toy" / "1-strata" / "release.jsonl"
+    assert "mean |cosine| of 0.750" in json.loads(release.read_text())["description"]
     features = tmp_path / "neuronpedia" / "toy" / "1-strata" / "features" / "batch-0.jsonl.gz"
     row = json.loads(gzip.decompress(features.read_bytes()))
     assert row["index"] == "1"

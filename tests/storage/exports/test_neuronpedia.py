@@ -143,6 +143,17 @@ def test_error_nodes_are_kept_and_wholes_stand_above_their_strongest_part(graph)
     assert nodes["1_5_1"]["clerp"] == "1:5"
 
 
+def test_how_a_concept_comes_again_is_a_field_of_its_node(graph):
+    columns = {name: graph.nodes[name].to_pylist() for name in ("level", "index")}
+    columns["recurrence"] = [None, None, 0.9, None, 0.4]
+    edges = {name: [] for name in ("source", "target", "strength", "confidence")}
+    data = export(ConceptGraph.from_columns(columns, edges))
+    jsonschema.Draft7Validator(SCHEMA).validate(data)
+    told = {n["node_id"].rpartition("_")[0]: n.get("recurrence") for n in data["nodes"]}
+    assert told == {"E_4": None, "E_9": None, "1_3": 0.9, "1_5": None, "2_0": 0.4}
+    assert ["recurrence" in node for node in data["nodes"]] == [False, False, True, False, True]
+
+
 def test_a_graph_without_observed_variables_still_fits(graph):
     jsonschema.Draft7Validator(SCHEMA).validate(export(graph.subgraph(levels=[1, 2])))
 

@@ -9,6 +9,7 @@ import pytest
 
 from storage.artifacts import QualityGate, Registry
 from storage.exports.saelens import to_saelens
+from storage.graph.comparison import Change, matched_cosines, node_differences
 from storage.graph.concept_graph import ConceptGraph
 from storage.registry.quality_gates import failures, no_better_than_mean
 
@@ -63,7 +64,9 @@ def registry(request, tmp_path):
     for i, files in enumerate(
         [make_files(old, concepts[0], edges), make_files(new, concepts[1], later, frequency=0.3)]
     ):
-        registry.publish("toy", files, fingerprint=str(i), levels=levels)
+        # The first was fitted from one seed.
+        told = [levels[0] | {"metrics": {"agreement": 0.875} if i else {}}]
+        registry.publish("toy", files, fingerprint=str(i), levels=told)
     return registry
 
 
@@ -88,6 +91,40 @@ def test_fates_of_concepts_and_edges(registry):
     assert "version 1 → 2" in text
     assert "3 changed, 1 born, 1 gone" in text
     assert "and 2 more" in text
+
+
+def test_the_comparison_says_how_alike_a_level_is(registry):
+    (level,) = registry.compare("toy", 1, 2).levels
+    assert (level.level, level.name, level.matched) == (1, "low", 3)
+    assert level.cosine == pytest.approx(1, abs=1e-6)
+    assert level.agreement == (None, 0.875)
+    text = registry.compare("toy", 1, 2).to_text()
+    assert "level 1 low: 3 concepts in both, mean |cosine| 1.000" in text
+    assert "agreement between seeds – → 0.875" in text
+
+
+@pytest.mark.parametrize("index", [[0, 1], [0, 9]])
+def test_cosines_are_those_of_the_matched_concepts(index):
+    rng = np.random.default_rng(0)
+    old, new = rng.normal(size=(3, 8)), rng.normal(size=(4, 8))
+    changes = [Change(f"2:{i}", f"2:{3 - i}", "", "kept", {}) for i in index]
+    changes += [Change("2:2", None, "", "gone", {}), Change(None, "2:1", "", "born", {})]
+    found = matched_cosines(changes, lambda level: old, lambda level: new)
+    if 9 in index:
+        # A graph that speaks of concepts which no dictionary has.
+        assert found == {2: (2, None)}
+        return
+    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (old, new)]
+    expected = (abs(unit[0][0] @ unit[1][3]) + abs(unit[0][1] @ unit[1][2])) / 2
+    assert found == {2: (2, pytest.approx(expected))}
+
+
+def test_a_concept_that_no_longer_comes_again_has_changed():
+    row = {"label": "x", "kind": None, "form": None, "frequency": 0.1}
+    assert node_differences(row | {"recurrence": 0.9}, row | {"recurrence": 0.8}) == {}
+    assert node_differences(row | {"recurrence": 0.9}, row | {"recurrence": None}) == {}
+    found = node_differences(row | {"recurrence": 0.9}, row | {"recurrence": 0.4})
+    assert found == {"recurrence": (0.9, 0.4)}
 
 
 def test_a_version_compared_with_itself_is_all_kept(registry):

@@ -73,7 +73,8 @@ function changeTable(changes) {
     el("div", { class: "table-wrap" }, el("table", { class: "fit changes" },
       el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "Fate"), fates.map((fate) => el("th", { scope: "col", class: "num" }, fate.replace(/^./, (first) => first.toUpperCase()))))),
       el("tbody", {}, row("Concepts", changes.concepts), row("Edges", changes.edges)))),
-    changes.gone.length > 0 ? el("p", {}, "Gone: ", changes.gone.map(seen).join(", ")) : null);
+    changes.gone.length > 0 ? el("p", {}, "Gone: ", changes.gone.map(seen).join(", ")) : null,
+    Object.keys(changes.cosines).length > 0 ? el("p", {}, "Mean |cosine| of what is in both: ", Object.entries(changes.cosines).map(([name, cosine]) => `${name} ${number(cosine)}`).join(", ")) : null);
 }
 
 // The best connected concepts of every level: doors into the map.
