@@ -54,6 +54,30 @@ FAMILIES = {
         "num_attention_heads": 4,
         "max_position_embeddings": 64,
     },
+    "olmo2": DECODER,
+    "glm4": DECODER | {"head_dim": 8},
+    "granite": DECODER | {"residual_multiplier": 0.25},
+    "bloom": {"vocab_size": 32, "hidden_size": 32, "n_layer": 3, "n_head": 4},
+    "mpt": {"vocab_size": 32, "d_model": 32, "n_layers": 3, "n_heads": 4, "max_seq_len": 64},
+    "falcon": {
+        "vocab_size": 32,
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 64,
+    },
+    "qwen3_moe": DECODER
+    | {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+    "gemma3n_text": DECODER
+    | {
+        "head_dim": 8,
+        "vocab_size_per_layer_input": 32,
+        "hidden_size_per_layer_input": 8,
+        "num_kv_shared_layers": 0,
+        "laurel_rank": 4,
+        "layer_types": ["full_attention"] * 3,
+        "activation_sparsity_pattern": [0.0] * 3,
+    },
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,8 +24,9 @@ from compute.models.hooks import (
     expand_levels,
     find_hookpoint,
     language_hookpoints,
+    token_rows,
 )
-from compute.models.language_facts import LanguageFacts, load_config
+from compute.models.language_facts import PROBE_SHAPES, LanguageFacts, load_config
 from compute.models.weight_files import Source, weights_hash
 
 _BATCH_TOKENS = {"cpu": 1024, "cuda": 32_768}
@@ -148,8 +150,11 @@ class LanguageModel(ModelAdapter[Context]):
         self._decoder: Any = self.model.base_model
         self._points = language_hookpoints(self.model, self.facts.n_layers)
         self._special = np.array(sorted(self.facts.special_tokens), dtype=np.int64)
-        probe = self._forward(np.zeros((1, 2), dtype=np.int64))
-        self.widths = {name: int(tensor.shape[-1]) for name, tensor in probe.items()}
+        # Of two shapes, so that no axis looks like tokens by chance.
+        for rows, length in PROBE_SHAPES:
+            probe = self._forward(self._probe_ids(rows, length))
+        self.widths = {level.name: int(probe[level.name].shape[-1]) for level in self.levels}
+        self._prove_parts()
 
     @classmethod
     def load(
@@ -183,15 +188,12 @@ class LanguageModel(ModelAdapter[Context]):
         ValueError : no such source, hookpoint, dtype or device, or a context the model cannot hold.
         """
         facts = LanguageFacts.read(source, gguf_file=gguf_file)
-        if not 1 <= context_length <= facts.max_context:
-            raise ValueError(
-                f"context_length is {context_length}; {facts.source.name!r} holds 1 to "
-                f"{facts.max_context} tokens"
-            )
         chosen_device = choose_device(device)
         chosen_dtype = choose_dtype(dtype, chosen_device)
         # A hookpoint that is not there is refused before any weight is read.
         expanded = expand_levels(facts.points(), levels)
+        lead = facts.bos_token if (facts.prepends_bos if bos is None else bos) else None
+        facts.check_context(context_length, bos=lead is not None)
         if batch_size is None:
             batch_size = max(1, _BATCH_TOKENS.get(chosen_device.type, 1024) // context_length)
         return cls(
@@ -202,7 +204,7 @@ class LanguageModel(ModelAdapter[Context]):
             device=chosen_device,
             context_length=context_length,
             batch_size=batch_size,
-            bos=facts.bos_token if (facts.prepends_bos if bos is None else bos) else None,
+            bos=lead,
         )
 
     @staticmethod
@@ -231,7 +233,8 @@ class LanguageModel(ModelAdapter[Context]):
 
         Raises
         ------
-        ValueError : a window is empty or longer than the context length.
+        ValueError : a window is empty or longer than the context length, or holds a token that
+            the model does not know.
         """
         kept = [self._ordinary(item) for item in items]
         n_rows = int(sum(mask.sum() for mask in kept))
@@ -273,7 +276,8 @@ class LanguageModel(ModelAdapter[Context]):
         """Set ``batch_size`` to the largest power of two that fits the device's memory."""
 
         def one_pass(size: int) -> None:
-            self._forward(np.zeros((size, self.context_length), dtype=np.int64))
+            lead = 0 if self.bos is None else 1
+            self._forward(np.zeros((size, self.context_length + lead), dtype=np.int64))
 
         self.batch_size = largest_batch(one_pass, limit=limit)
         return self.batch_size
@@ -289,6 +293,7 @@ class LanguageModel(ModelAdapter[Context]):
     def _layout(self, item: Context) -> _Layout:
         """Return the ids the model sees for one window, and which of them yield rows."""
         tokens = np.asarray(item.tokens, dtype=np.int64)
+        self.facts.check_tokens(tokens)
         lead = [] if self.bos is None else [self.bos]
         ids: list[NDArray[np.int64]] = []
         positions: list[NDArray[np.int64]] = []
@@ -318,11 +323,44 @@ class LanguageModel(ModelAdapter[Context]):
             level.name: find_hookpoint(self._points, level.hookpoint) for level in self.levels
         }
         tokens = torch.from_numpy(ids).to(self.device)
-        with Recorder(self.model, places.values()) as recorder:
+        with Recorder(self.model, set(places.values())) as recorder:
             with suppress(StopForward):
                 self._decoder(input_ids=tokens, use_cache=False, **arguments)
             seen = recorder.take()
-        return {name: seen[place.name].reshape(*ids.shape, -1) for name, place in places.items()}
+        shape = (ids.shape[0], ids.shape[1])
+        return {
+            name: token_rows(seen[place.name], shape, place.name) for name, place in places.items()
+        }
+
+    def _probe_ids(self, rows: int, length: int) -> NDArray[np.int64]:
+        """Return token ids ``(rows, length)``, cut to the context length, for trying the model."""
+        length = min(length, self.context_length)
+        ids = np.arange(rows * length, dtype=np.int64) % self.facts.vocabulary_size
+        return ids.reshape(rows, length)
+
+    @torch.inference_mode()
+    def _prove_parts(self) -> None:
+        """Try that what is read as ``attn`` and ``mlp`` is what is added to the residual stream.
+
+        Raises
+        ------
+        ValueError : input, attn and mlp of a layer of which a part is read are not its output.
+        """
+        found = (re.fullmatch(r"(layers\.\d+)\.(attn|mlp)", x.hookpoint) for x in self.levels)
+        layers = {match[1]: match[0] for match in found if match}
+        tokens = torch.from_numpy(self._probe_ids(*PROBE_SHAPES[-1])).to(self.device)
+        for layer, asked in layers.items():
+            names = (f"{layer}.{part}" for part in ("input", "attn", "mlp", "output"))
+            places = [self._points[name] for name in names if name in self._points]
+            with Recorder(self.model, places) as recorder:
+                with suppress(StopForward):
+                    self._decoder(input_ids=tokens, use_cache=False)
+                seen = recorder.take()
+            values = {
+                name.rpartition(".")[2]: token_rows(value, tuple(tokens.shape), name).float()
+                for name, value in seen.items()
+            }
+            check_parts(values, asked, self.facts.architecture, torch.finfo(self.dtype).eps)
 
     def _find_packing(self) -> Packing:
         """Return the way of packing that keeps documents apart in this family, by trying.
@@ -345,11 +383,41 @@ class LanguageModel(ModelAdapter[Context]):
 
         mixed = error({})
         for packing in (by_position, by_mask):
-            if error(packing(positions)) <= 0.1 * mixed:
-                return packing
+            # A family may take no positions, or no mask of this form (BLOOM).
+            with suppress(ValueError, TypeError, RuntimeError, IndexError):
+                if error(packing(positions)) <= 0.1 * mixed:
+                    return packing
         raise ValueError(
             f"{self.facts.architecture} models do not keep packed documents apart; use pack=False"
         )
+
+
+def check_parts(
+    values: Mapping[str, torch.Tensor], asked: str, architecture: str, eps: float
+) -> None:
+    """Refuse a layer whose parts do not add up.
+
+    Parameters
+    ----------
+    values : ``input``, ``output`` and the parts found of them → ``(b, t, d)``, in float32.
+    asked : the hookpoint for which it is asked.
+    eps : rounding of the model's dtype.
+
+    Raises
+    ------
+    ValueError : the input and the parts are not the output.
+    """
+    before, after = values["input"], values["output"]
+    parts = [value for name, value in values.items() if name in ("attn", "mlp")]
+    if all(part.shape == before.shape for part in parts):
+        missed = float((before + sum(parts) - after).abs().max())
+        largest = max(float(value.abs().max()) for value in values.values())
+        if missed <= 0.01 * float((after - before).abs().max()) + 8 * eps * largest:
+            return
+    raise ValueError(
+        f"hookpoint {asked!r} is not what {architecture!r} adds to its residual stream (input, "
+        "attn and mlp do not add up to the output); choose '.output', or a module by its path"
+    )
 
 
 @dataclass(frozen=True, slots=True)

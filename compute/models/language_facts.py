@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,10 +14,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compute.models.adapter import ModelLevel
-from compute.models.hooks import Hookpoint, expand_levels, find_hookpoint, language_hookpoints
+from compute.models.hooks import (
+    Hookpoint,
+    Recorder,
+    StopForward,
+    expand_levels,
+    find_hookpoint,
+    language_hookpoints,
+    token_rows,
+)
 from compute.models.weight_files import Source, resolve_source
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+# Windows and tokens with which a model is tried: two shapes, so no axis looks like tokens by chance.
+PROBE_SHAPES = ((2, 3), (3, 5))
 
 
 @dataclass(frozen=True)
@@ -88,17 +100,99 @@ class LanguageFacts:
         return expand_levels(self.points(), levels)
 
     def width(self, hookpoint: str) -> int:
-        """Return the width of what ``hookpoint`` gives; the residual stream's where not a map's.
+        """Return the width of what ``hookpoint`` gives.
 
         Raises
         ------
-        ValueError : the model has no such hookpoint.
+        ValueError : the model has no such hookpoint, or gives no row per token there.
         """
-        point = find_hookpoint(self.points(), hookpoint)
+        return self.widths([hookpoint])[hookpoint]
+
+    def widths(self, hookpoints: Sequence[str]) -> dict[str, int]:
+        """Return hookpoint → width, in the order in which the model passes them.
+
+        A run without weights tells. Where a family cannot run so, a linear map's own width is
+        taken, elsewhere that of the residual stream, and the order is the given one.
+
+        Raises
+        ------
+        ValueError : the model has no such hookpoint, or gives no row per token there.
+        """
+        points = self.points()
+        places = [find_hookpoint(points, name) for name in hookpoints]
+        widths: dict[str, int] = {}
+        for shape in PROBE_SHAPES:
+            shape = (shape[0], min(shape[1], self.max_context))
+            seen = self._dry_run(places, shape)
+            if seen is None:
+                return {place.name: self._declared_width(place) for place in places}
+            widths = {n: int(token_rows(x, shape, n).shape[-1]) for n, x in seen.items()}
+        return widths
+
+    def _dry_run(
+        self, places: Sequence[Hookpoint], shape: tuple[int, int]
+    ) -> dict[str, Any] | None:
+        """Return hookpoint → tensor without values for tokens ``(b, t)``, or None if it fails."""
+        import torch
+
+        model = self._skeleton
+        ids = torch.zeros(shape, dtype=torch.int64, device="meta")
+        whole = torch.zeros((shape[0], 1, shape[1], shape[1]), device="meta")
+        # Most families make a mask from values, unless they are given one that is ready.
+        for arguments in ({"attention_mask": whole}, {}):
+            with (
+                Recorder(model, set(places)) as recorder,
+                torch.inference_mode(),
+                # What else depends on values (routing to experts) cannot run without them.
+                suppress(RuntimeError, NotImplementedError, ValueError, TypeError),
+            ):
+                with suppress(StopForward), torch.device("meta"):
+                    model.base_model(input_ids=ids, use_cache=False, **arguments)
+                return recorder.take()
+        return None
+
+    def _declared_width(self, point: Hookpoint) -> int:
         module = self._skeleton.get_submodule(point.path)
         attribute = "in_features" if point.take == "input" else "out_features"
         width = getattr(module, attribute, None) or getattr(module, "nf", None)
         return self.hidden_size if width is None else int(width)
+
+    def check_context(self, context_length: int, *, bos: bool | None = None) -> None:
+        """Refuse a context that the model cannot hold, with the token that is put before it.
+
+        Parameters
+        ----------
+        bos : whether a beginning-of-text token is put before it; by default as the tokenizer does.
+
+        Raises
+        ------
+        ValueError : the context is too long, or holds no token.
+        """
+        if not 1 <= context_length <= self.max_context:
+            raise ValueError(
+                f"context_length is {context_length}; {self.source.name!r} holds 1 to "
+                f"{self.max_context} tokens"
+            )
+        if context_length == self.max_context and (self.prepends_bos if bos is None else bos):
+            raise ValueError(
+                f"context_length is {context_length}, and a beginning-of-text token is put before "
+                f"it; {self.source.name!r} holds {self.max_context} tokens: choose one less"
+            )
+
+    def check_tokens(self, tokens: NDArray[np.int64]) -> None:
+        """Refuse token ids that the model's embedding does not know.
+
+        Raises
+        ------
+        ValueError : an id lies beyond the vocabulary.
+        """
+        if len(tokens) and int(tokens.max()) >= self.vocabulary_size:
+            token = int(tokens.max())
+            raise ValueError(
+                f"token {token} ({self.tokenizer.decode([token])!r}) of the tokenizer of "
+                f"{self.source.name!r} lies beyond the {self.vocabulary_size} that its model "
+                "knows; enlarge the model's embedding, or leave the token out of the texts"
+            )
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -128,7 +222,8 @@ class LanguageFacts:
     def pad_token(self) -> int:
         """An id to fill short windows with; what stands there is never seen."""
         token = self.tokenizer.pad_token_id
-        return 0 if token is None else int(token)
+        # Some tokenizers name one that the embedding does not know.
+        return 0 if token is None or token >= self.vocabulary_size else int(token)
 
     def tokenize(self, documents: Iterable[str]) -> list[NDArray[np.int64]]:
         """Return the token ids of each document, no special token added."""
@@ -147,7 +242,7 @@ class LanguageFacts:
 
         model_class: Any = AutoModelForCausalLM
         with torch.device("meta"):
-            return model_class.from_config(load_config(self.source))
+            return model_class.from_config(load_config(self.source)).eval()
 
 
 def load_config(source: Source) -> Any:

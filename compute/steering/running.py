@@ -154,16 +154,17 @@ class Interventions:
         moment = self._target.moment
         # An update is what a module adds to its input; to add to it is to add to the output.
         read = tensor if before is None else tensor - before
+        # What a level holds is what is added to the stream, after the model's own factor.
+        read = read if point.scale == 1.0 else read * point.scale
         rows = PlaceRows.of(read, point, moment, self._target.diffusion)
         with torch.no_grad():
             change = act(rows, moment)
         if change is None or not len(change.rows):
             return None
-        whole = (
-            rows if before is None else PlaceRows.of(tensor, point, moment, self._target.diffusion)
-        )
+        same = before is None and point.scale == 1.0
+        whole = rows if same else PlaceRows.of(tensor, point, moment, self._target.diffusion)
         old = whole.values.reshape(-1, whole.values.shape[-1])[change.rows]
-        new = (old.float() + change.delta).to(old.dtype)
+        new = (old.float() + change.delta / point.scale).to(old.dtype)
         return whole.replaced(change.rows, new)
 
 

@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM
 
 from compute.models.adapter import ModelLevel
 from compute.models.conformance import check_adapter
+from compute.models.hooks import Hookpoint, Recorder
 from compute.models.language import Context, LanguageModel, contexts
 from compute.models.weight_files import weights_hash
 
@@ -17,7 +18,10 @@ TEXTS = [
 ]
 FAMILIES = (
     "gpt2", "llama", "gemma2", "gemma3_text", "qwen2", "qwen3", "mistral", "gpt_neox", "opt",
+    "olmo2", "granite", "falcon", "bloom", "mpt",
 )  # fmt: skip
+# A bias over distances in place of positions; no mask keeps packed documents apart there.
+UNPACKED = ("bloom", "mpt")
 LEVELS = ("layers.0.output", "layers.1.attn", "layers.1.mlp", "layers.1.output")
 
 
@@ -54,18 +58,21 @@ class TestLanguageFamilies:
 
     def test_parts_of_a_layer_add_up(self, save_language_model, family):
         """Residual families write attention and feed-forward parts into one stream."""
-        if family.startswith("gemma"):
-            pytest.skip("Gemma norms a part's output before adding it")
         names = ("layers.1.input", "layers.1.attn", "layers.1.mlp", "layers.1.output")
         adapter = load(save_language_model(family), names)
         rows = adapter.extract(adapter.contexts(adapter.tokenize(TEXTS))).activations
         before, attn, mlp, after = rows.values()
+        assert (after - before).abs().max() > 0.01
         torch.testing.assert_close(before + attn + mlp, after, rtol=1e-4, atol=1e-4)
 
     def test_packed_documents_do_not_see_one_another(self, save_language_model, family):
         adapter = load(save_language_model(family), context_length=48)
         tokens = adapter.tokenize(TEXTS)
         packed, apart = adapter.contexts(tokens, pack=True), adapter.contexts(tokens)
+        if family in UNPACKED:
+            with pytest.raises(ValueError, match=f"{family} models do not keep packed documents"):
+                adapter.extract(packed)
+            return
         assert len(packed) == 1
         assert len(apart) == 3
         together, alone = adapter.extract(packed), adapter.extract(apart)
@@ -86,11 +93,93 @@ class TestLanguageFamilies:
         expected = hidden_states(folder, [1, *tokens[1]])[2][0, 1:]
         found = rows.activations["layer-01"][rows.sample == 1]
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        if family in UNPACKED:
+            return
         packed = adapter.extract(adapter.contexts(tokens, pack=True))
         for name, tensor in rows.activations.items():
             torch.testing.assert_close(
                 packed.activations[name], tensor, rtol=1e-3, atol=1e-4 * tensor.abs().max()
             )
+
+
+class TestMeaning:
+    """What a level holds is what was there, and what its name says."""
+
+    def test_a_value_is_what_it_was_when_the_model_passed_it(self, save_language_model):
+        """Falcon adds the attention's output into the feed-forward part's, in place."""
+        folder = save_language_model("falcon")
+        alone = load(folder, ["layers.0.mlp"])
+        beside = load(folder, ["layers.0.mlp", "layers.0.output"])
+        items = alone.contexts(alone.tokenize(TEXTS))
+        expected = alone.extract(items).activations["layers-0-mlp"]
+        assert torch.equal(beside.extract(items).activations["layers-0-mlp"], expected)
+
+    def test_an_update_is_taken_from_what_came_in(self):
+        """A module may write into its own input."""
+        module = torch.nn.Sequential(torch.nn.ReLU(inplace=True))
+        with Recorder(module, [Hookpoint("x", "0", "update")], stop=False) as recorder:
+            module(torch.tensor([[-2.0, 3.0]]))
+            assert recorder.take()["x"].tolist() == [[2.0, 0.0]]
+
+    def test_parts_that_do_not_add_up_are_refused(self, save_language_model, monkeypatch):
+        monkeypatch.setattr("compute.models.hooks._POST_NORMS", ())
+        with pytest.raises(ValueError, match=r"'layers.1.mlp' is not what 'gemma2' adds"):
+            load(save_language_model("gemma2"), ["layers.1.mlp"])
+
+    def test_the_input_of_a_part_that_is_read_behind_a_norm_is_refused(self, save_language_model):
+        facts = LanguageModel.inspect(save_language_model("gemma2"))
+        with pytest.raises(ValueError, match=r"'layers.1.mlp.input' is not defined"):
+            facts.check(["layers.1.mlp.input"])
+        assert facts.check(["model.layers.1.mlp.input"])
+
+    @pytest.mark.parametrize(
+        ("family", "place", "width"),
+        [
+            ("qwen3_moe", "model.layers.0.mlp.gate", 4),
+            ("qwen3", "model.layers.0.self_attn.k_norm", 16),
+        ],
+    )
+    def test_places_with_a_row_per_token_are_levels(
+        self, save_language_model, family, place, width
+    ):
+        adapter = load(save_language_model(family), [place])
+        assert list(adapter.widths.values()) == [width]
+        assert adapter.facts.width(place) == width
+        check_adapter(adapter, adapter.contexts(adapter.tokenize(TEXTS)))
+
+    @pytest.mark.parametrize(
+        ("family", "place"),
+        [("gemma3n_text", "layers.0.output"), ("gpt2", "transformer.wpe")],
+    )
+    def test_places_without_are_refused(self, save_language_model, family, place):
+        folder = save_language_model(family)
+        with pytest.raises(ValueError, match=f"'{place}' gives .* not one row per token"):
+            load(folder, [place])
+        with pytest.raises(ValueError, match="not one row per token"):
+            LanguageModel.inspect(folder).width(place)
+
+
+class TestTokens:
+    def test_a_pad_id_beyond_the_vocabulary_is_not_used(self, save_language_model, monkeypatch):
+        adapter = load(save_language_model("llama"))
+        monkeypatch.setattr(type(adapter.facts.tokenizer), "pad_token_id", 99, raising=False)
+        check_adapter(adapter, adapter.contexts(adapter.tokenize(TEXTS)))
+
+    def test_a_token_beyond_the_vocabulary_is_refused(self, save_language_model):
+        adapter = load(save_language_model("llama"))
+        adapter.facts.tokenizer.add_tokens([f"new{i}" for i in range(20)])
+        tokens = adapter.tokenize(["the cat new19"])
+        with pytest.raises(ValueError, match=r"token 41 \('new19'\) .* beyond the 32"):
+            adapter.extract(adapter.contexts(tokens))
+
+    def test_a_full_context_leaves_no_room_for_a_beginning(self, save_language_model, monkeypatch):
+        folder = save_language_model("gpt2")
+        full = load(folder, context_length=64, bos=False)
+        assert len(full.extract([Context(0, 0, (5,) * 64)])) == 64
+        assert len(load(folder, context_length=63, bos=True).extract([Context(0, 0, (5,) * 63)]))
+        monkeypatch.setattr("compute.models.language.load_weights", None)
+        with pytest.raises(ValueError, match="holds 64 tokens: choose one less"):
+            load(folder, context_length=64, bos=True)
 
 
 class TestLevels:
