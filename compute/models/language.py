@@ -356,8 +356,9 @@ class LanguageModel(ModelAdapter[Context]):
                 with suppress(StopForward):
                     self._decoder(input_ids=tokens, use_cache=False)
                 seen = recorder.take()
+            shape = (len(tokens), tokens.shape[1])
             values = {
-                name.rpartition(".")[2]: token_rows(value, tuple(tokens.shape), name).float()
+                name.rpartition(".")[2]: token_rows(value, shape, name).float()
                 for name, value in seen.items()
             }
             check_parts(values, asked, self.facts.architecture, torch.finfo(self.dtype).eps)

@@ -27,7 +27,7 @@ from compute.models.weight_files import Source, resolve_source
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
-# Windows and tokens with which a model is tried: two shapes, so no axis looks like tokens by chance.
+# Windows and tokens with which a model is tried: two shapes, so that no axis looks like tokens.
 PROBE_SHAPES = ((2, 3), (3, 5))
 
 

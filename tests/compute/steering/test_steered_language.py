@@ -60,7 +60,8 @@ def test_the_edit_is_the_difference_of_the_decoded_codes(language_model, archite
     assert not torch.equal(found, before)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+# Gemma 3n has no row per token in its stream.
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"gemma3n_text"}))
 @pytest.mark.parametrize("point", ["output", "input", "attn", "mlp", "update"])
 def test_every_place_of_every_family_can_be_edited(family, point):
     model = tiny_language_model(family)
@@ -68,6 +69,9 @@ def test_every_place_of_every_family_can_be_edited(family, point):
     if point == "update":
         hookpoint = {
             "gpt2": "transformer.h.1.update",
+            "bloom": "transformer.h.1.update",
+            "falcon": "transformer.h.1.update",
+            "mpt": "transformer.blocks.1.update",
             "gpt_neox": "gpt_neox.layers.1.update",
             "opt": "model.decoder.layers.1.update",
         }.get(family, hookpoint)
