@@ -74,9 +74,11 @@ class FoundDictionary:
         Raises
         ------
         ValueError
-            If TopK would choose other concepts with decoder rows of unit norm.
+            If the tensors do not fit together, or TopK would choose other concepts with decoder
+            rows of unit norm.
         """
         w = {name: tensor.detach().float() for name, tensor in self.tensors.items()}
+        _check_shapes(w, self.code_scale)
         norms = torch.linalg.vector_norm(w["W_dec"], dim=1)
         if self.architecture == "topk" and not self.by_norm:
             _check_equal(norms, self.code_scale)
@@ -130,6 +132,22 @@ class Imported:
         for name, array in sorted(self.dictionary.weights().items()):
             yield name.encode()
             yield array.tobytes()
+
+
+def _check_shapes(w: dict[str, Tensor], code_scale: Tensor | None) -> None:
+    if w["W_dec"].ndim != 2:
+        raise ValueError(f"W_dec has the shape {tuple(w['W_dec'].shape)}: it must be (n, d)")
+    n, d = w["W_dec"].shape
+    expected = dict.fromkeys(w, (n,)) | {"W_enc": (d, n), "W_dec": (n, d), "b_dec": (d,)}
+    found = w if code_scale is None else w | {"scaling_factor": code_scale}
+    for name, tensor in found.items():
+        shape = expected.get(name, (n,))
+        if tuple(tensor.shape) != shape:
+            raise ValueError(
+                f"{name} has the shape {tuple(tensor.shape)}, and W_dec of {(n, d)} asks for"
+                f" {shape}: the weights are of two dictionaries, or of one that reads one place"
+                " and writes another"
+            )
 
 
 def _check_equal(norms: Tensor, code_scale: Tensor | None) -> None:

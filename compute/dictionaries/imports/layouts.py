@@ -59,23 +59,24 @@ def _saelens(file: Path, _: str) -> FoundDictionary:
     if architecture in ("batchtopk", "matryoshka_batchtopk"):
         threshold = tensors.pop("topk_threshold", None)
         if threshold is not None:
-            tensors["threshold"] = threshold.float().expand(_columns(tensors)).clone()
+            tensors["threshold"] = threshold
+            _spread_threshold(tensors)
         architecture = "jumprelu"
     _check_tensors(tensors, architecture)
-    d_in = config.get("d_in")
-    if d_in not in (None, len(tensors["W_enc"])):
+    d_in, shape = config.get("d_in"), tuple(tensors["W_enc"].shape)
+    if d_in is not None and shape[:1] != (d_in,):
         raise ValueError(
-            f"cfg.json says d_in = {d_in} and W_enc has {len(tensors['W_enc'])} rows: the folder"
-            " mixes two dictionaries"
+            f"cfg.json says d_in = {d_in} and W_enc has the shape {shape}: the folder mixes two"
+            " dictionaries"
         )
     return FoundDictionary(
         architecture,
         tensors,
         Claims(
             "SAELens",
-            model=about.get("model_name"),
-            hook=about.get("hookpoint") or about.get("hook_name") or about.get("hook_point"),
-            timestep=about.get("timestep"),
+            model=_text(about.get("model_name")),
+            hook=_saelens_hook(about),
+            timestep=_natural(about.get("timestep")),
             explained_variance=_number(about.get("explained_variance")),
             l0=_number(about.get("l0")),
         ),
@@ -88,9 +89,17 @@ def _saelens(file: Path, _: str) -> FoundDictionary:
     )
 
 
+def _saelens_hook(about: Mapping[str, Any]) -> str | None:
+    """The place; this project's own name of it comes first, and old ones lack their layer."""
+    names = (_text(about.get(name)) for name in ("hookpoint", "hook_name", "hook_point"))
+    hook = next((name for name in names if name is not None), None)
+    layer = about.get("hook_layer", about.get("hook_point_layer"))
+    return hook if hook is None or layer is None else hook.replace("{layer}", str(layer))
+
+
 def _saelens_architecture(config: Mapping[str, Any]) -> tuple[str, int | None]:
     """Architecture and, of TopK, k; older releases call TopK a standard one with an activation."""
-    architecture = config.get("architecture") or "standard"
+    architecture = str(config.get("architecture") or "standard")
     activation = config.get("activation_fn_str") or config.get("activation_fn") or "relu"
     kwargs = _mapping(config, "activation_fn_kwargs")
     if activation == "topk" and architecture in ("standard", "topk"):
@@ -156,7 +165,7 @@ def _sparsify(file: Path, _: str) -> FoundDictionary:
     if k is None:
         raise ValueError("cfg.json gives no k")
     above = file.parent.parent / "config.json"
-    model = _json(above).get("model") if above.is_file() else None
+    model = _text(_json(above).get("model")) if above.is_file() else None
     return FoundDictionary(
         "topk",
         _renamed(tensors, {"b_dec": "b_dec", "W_dec": "W_dec"}),
@@ -204,8 +213,8 @@ def _gemma_scope_2(file: Path, path: str) -> FoundDictionary:
         raise ValueError("it is a transcoder, which reads one place and writes another")
     claims = Claims(
         "Gemma Scope 2",
-        model=(config.get("model_name") or "").replace("-v3", "-3") or None,
-        hook=config.get("hf_hook_point_in"),
+        model=(_text(config.get("model_name")) or "").replace("-v3", "-3") or None,
+        hook=_text(config.get("hf_hook_point_in")),
     )
     return _gemma(_safetensors(file), claims)
 
@@ -246,8 +255,7 @@ def _dictionary_learning(file: Path, _: str) -> FoundDictionary:
     architecture, names = _LEARNED[name]
     found = _tensors_alone(file)
     tensors = _renamed(found, names)
-    if "threshold" in tensors:
-        tensors["threshold"] = tensors["threshold"].float().expand(_columns(tensors)).clone()
+    _spread_threshold(tensors)
     reached = file.parent / "eval_results.json"
     scores = _json(reached) if reached.is_file() else {}
     layer = config.get("layer")
@@ -256,12 +264,15 @@ def _dictionary_learning(file: Path, _: str) -> FoundDictionary:
         tensors,
         Claims(
             "dictionary_learning",
-            model=config.get("lm_name"),
-            hook=config.get("submodule_name") or (None if layer is None else f"layer_{layer}"),
+            model=_text(config.get("lm_name")),
+            hook=_text(config.get("submodule_name"))
+            or (None if layer is None else f"layer_{layer}"),
             explained_variance=_number(scores.get("frac_variance_explained")),
             l0=_number(scores.get("l0")),
         ),
-        k=_whole(config.get("k") if "k" not in found else int(found["k"])),
+        k=_whole(
+            float(found["k"]) if "k" in found and found["k"].numel() == 1 else config.get("k")
+        ),
         subtract_b_dec=name not in _UNCENTRED,
     )
 
@@ -301,8 +312,11 @@ def _check_tensors(tensors: Mapping[str, Tensor], architecture: str) -> None:
         )
 
 
-def _columns(tensors: Mapping[str, Tensor]) -> int:
-    return tensors["W_enc"].shape[-1] if "W_enc" in tensors else 0
+def _spread_threshold(tensors: dict[str, Tensor]) -> None:
+    """Give each concept a threshold of its own where one number holds for all."""
+    threshold, w_enc = tensors.get("threshold"), tensors.get("W_enc")
+    if threshold is not None and w_enc is not None and threshold.ndim == 0 and w_enc.ndim == 2:
+        tensors["threshold"] = threshold.float().expand(w_enc.shape[1]).clone()
 
 
 def _safetensors(file: Path) -> dict[str, Tensor]:
@@ -352,6 +366,14 @@ def _mapping(config: Mapping[str, Any], name: str) -> dict[str, Any]:
 def _number(value: object) -> float | None:
     good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return float(value) if good else None  # type: ignore[arg-type]
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _natural(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _whole(value: object) -> int | None:

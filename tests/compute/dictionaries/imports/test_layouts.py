@@ -409,6 +409,40 @@ def test_transcoders_of_gemma_scope_are_refused(tmp_path):
         import_dictionary(str(folder))
 
 
+@pytest.mark.parametrize("architecture", ["standard", "jumprelu", "gated", "topk"])
+@pytest.mark.parametrize("shape", [(), (3,), (3, 4), (N, D, 1)])
+def test_tensors_that_do_not_fit_together_are_refused(tmp_path, architecture, shape):
+    whole = tensors(architecture, unit=True)
+    for name in whole:
+        config = config_6(architecture, k=K)
+        source = put(tmp_path / name, whole | {name: torch.ones(shape)}, config)
+        with pytest.raises(ValueError, match=r"cannot be taken: .*shape"):
+            import_dictionary(source)
+
+
+ODD = "architecture d_in k activation_fn activation_fn_kwargs metadata normalize_activations"
+ODD += " reshape_activations model_name hook_name timestep"
+
+
+@pytest.mark.parametrize("value", [None, 7, [], {}, "x", True])
+@pytest.mark.parametrize("name", ODD.split())
+def test_odd_configs_are_taken_or_refused_and_never_crash(tmp_path, name, value):
+    config = config_6("topk", k=K) | {name: value}
+    source = put(tmp_path, tensors("topk", unit=True), config)
+    try:
+        told = import_dictionary(source).claims.told()
+    except ValueError as error:
+        told = {"refused": str(error).partition(f"the dictionary {source!r} cannot be taken: ")[2]}
+    assert told
+    assert all(isinstance(value, str | int | float) and value != "" for value in told.values())
+
+
+def test_the_layer_of_an_old_place_is_filled_in(tmp_path):
+    config = {"d_in": D, "hook_point": "blocks.{layer}.hook_resid_pre", "hook_point_layer": 4}
+    imported = import_dictionary(put(tmp_path, tensors("standard"), config))
+    assert imported.claims.hook == "blocks.4.hook_resid_pre"
+
+
 @pytest.mark.parametrize("file", ["cfg.json", "sae_weights.safetensors"])
 @pytest.mark.parametrize("data", [b"", b"{", b"\xff\xfe", b"[]", None])
 def test_damaged_files_are_refused_in_a_sentence(tmp_path, file, data):
