@@ -9,10 +9,12 @@ from torch import Tensor
 from compute.dictionaries.architectures.architecture import Normalization, Tensors
 from compute.dictionaries.architectures.linear import LinearEncoder
 from compute.dictionaries.dictionary_settings import ArchitectureName, DictionarySettings
-from compute.dictionaries.kernels import Entries, entries_from_mask, largest
+from compute.dictionaries.kernels import Entries, entries_from_mask
 
 # How fast the threshold forgets: a memory of about thirty batches.
 _RATE = 0.03
+# Rows of a batch that tell about where its threshold lies.
+_TOLD_BY = 64
 
 
 class BatchTopK(LinearEncoder):
@@ -50,12 +52,13 @@ class BatchTopK(LinearEncoder):
 def batch_threshold(pre: Tensor, k: int) -> Tensor:
     """The smallest positive value among the ``k b`` largest of ``pre`` (b, n)."""
     b, n = pre.shape
-    flat = pre.reshape(-1)
-    # No row of a useful batch takes more than its share many times over, and rows' own largest
-    # are found far faster than the batch's; the rare batch that needs more gets it.
-    width = min(n, 4 * k)
-    top = largest(pre, width).values
-    smallest = top.reshape(-1).kthvalue(top.numel() - k * b + 1).values if width > k else top.min()
-    if width < n and bool((top.amin(1) >= smallest).any()):
-        smallest = flat.kthvalue(flat.numel() - k * b + 1).values
+    values, wanted = pre.reshape(-1), k * b
+    # Selecting from all of a batch is slow. Some of its rows tell above which value about half as
+    # many again as are wanted lie; should fewer than are wanted do, all are selected from.
+    some = pre[:: max(1, b // _TOLD_BY)].reshape(-1)
+    likely = min(some.numel(), 1 + 3 * k * some.numel() // (2 * n))
+    candidates = values[values >= some.kthvalue(some.numel() - likely + 1).values]
+    if len(candidates) < wanted:
+        candidates = values
+    smallest = candidates.kthvalue(len(candidates) - wanted + 1).values
     return smallest.clamp(min=torch.finfo(pre.dtype).tiny)
