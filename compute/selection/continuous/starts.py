@@ -8,7 +8,8 @@ are each other's nearest.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
 
 import torch
@@ -124,6 +125,29 @@ class Starts:
             begun = {n.removeprefix(own): t for n, t in state.items() if n.startswith(own)}
             if begun:
                 trainer.load_state_dict(begun)
+
+
+def start_together(starts: Sequence[Starts | None], rows: Sequence[Tensor]) -> None:
+    """Let the starts of all levels that have one see their white rows (b, r).
+
+    Steps of so small a model leave a CPU's cores idle between them: levels take turns on these.
+    """
+    pairs = [(start, x) for start, x in zip(starts, rows, strict=True) if start is not None]
+    pairs = [(start, x) for start, x in pairs if not start.done]
+    threads = torch.get_num_threads()
+    if len(pairs) < 2 or threads < 2 or pairs[0][1].device.type != "cpu":
+        for start, x in pairs:
+            start.see(x)
+        return
+    each = max(1, threads // len(pairs))
+
+    def see(start: Starts, x: Tensor) -> None:
+        torch.set_num_threads(each)
+        start.see(x)
+
+    with ThreadPoolExecutor(len(pairs)) as pool:
+        list(pool.map(see, *zip(*pairs, strict=True)))
+    torch.set_num_threads(threads)
 
 
 def shared_by_most(directions: list[Tensor]) -> list[Tensor]:

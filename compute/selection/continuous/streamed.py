@@ -26,6 +26,7 @@ from compute.selection.continuous.encoders import train_reading
 from compute.selection.continuous.logic_gates import FloatArray
 from compute.selection.continuous.rows import ArrayRows, RowSource, StoredRows
 from compute.selection.continuous.search import Codes
+from compute.selection.continuous.starts import start_together
 from compute.selection.continuous.streamed_training import LevelTraining, Phase, plain
 from compute.selection.estimator import Estimator
 from storage.locations import Location
@@ -292,8 +293,13 @@ class StreamedSelectionModel(Estimator):
             turn = self.steps_ % generation
             judged = turn >= generation // 2
             below: tuple[Tensor, Tensor] | None = None
-            for own, level, x in zip(seen, self._levels, next(stream), strict=True):
-                codes = level.see(level.white.rows(x.to(device)), below, turn == 0, judged)
+            batch = [
+                level.white.rows(x.to(device))
+                for level, x in zip(self._levels, next(stream), strict=True)
+            ]
+            start_together([level.start for level in self._levels], batch)
+            for own, level, x in zip(seen, self._levels, batch, strict=True):
+                codes = level.see(x, below, turn == 0, judged)
                 below = codes.dense(len(level.concepts)), level.concepts.mean
                 own.append(codes)
             self.steps_ += 1

@@ -111,12 +111,12 @@ class LevelTraining:
     def see(
         self, x: Tensor, below: tuple[Tensor, Tensor] | None, first: bool, judged: bool
     ) -> Codes:
-        """Learn from white rows (b, r); the ``first`` of a generation may begin concepts."""
+        """Learn from white rows (b, r), which the start has seen; the ``first`` of a generation may
+        begin concepts."""
         if self.done:
             return self.concepts.infer(x, self.prior(below))
         if self.start is not None:
             if not (first and self.start.done):
-                self.start.see(x)
                 return self.concepts.infer(x)
             self._adopt(x)
         if first and self.phase == "growing":
