@@ -24,7 +24,7 @@ __all__ = ["learn"]
 # Raised when the step comes to compute something else from the same settings.
 LEARN_VERSION = 2
 # The same of hierarchical selection models.
-MODEL_VERSION = 4
+MODEL_VERSION = 5
 
 
 @task(name="learn", task_run_name="learn the dictionaries of {recipe.name}", **RETRIES)

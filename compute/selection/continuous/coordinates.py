@@ -2,8 +2,10 @@
 
 Coordinates are the principal ones, each scaled to variance 1. Noise that is isotropic among the
 activations, whatever its strength, is then independent noise of one variance per coordinate: what
-the model estimates (:mod:`.concepts`). Coordinates that hold nothing else get a variance of 1 and
-say nothing; no share of the covariance has to be added, and no rank to be chosen.
+the model estimates (:mod:`.concepts`). Coordinates that hold nothing else say nothing, and no rank
+has to be chosen. Coordinates quieter than a share of the mean variance stay quiet: activations of
+trained models are exact functions of their inputs, down to variances of a ten-thousandth, and what
+bends there would take concepts of its own.
 """
 
 from __future__ import annotations
@@ -18,6 +20,9 @@ from torch import Tensor
 
 # Principal coordinates with less than this share of the mean variance are rounding.
 _LEAST_SHARE = 1e-5
+# Share of the mean variance that is added to each, as in ``estimate_whitening``: how exactly
+# activations are described.
+_PRECISION = 0.02
 
 
 class White(NamedTuple):
@@ -38,7 +43,7 @@ class White(NamedTuple):
         if not varies.any():
             # Where nothing varies, any coordinate is as good.
             varies[-1], values = True, np.maximum(values, 1.0)
-        root = np.sqrt(values[varies])
+        root = np.sqrt(values[varies] + _PRECISION * float(values.mean()))
         axes = axes[:, varies]
         # The sign of an axis is the solver's accident: its largest entry is made positive.
         axes = axes * np.sign(axes[np.abs(axes).argmax(0), np.arange(axes.shape[1])])
