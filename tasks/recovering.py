@@ -17,7 +17,7 @@ from tasks.once import RETRIES, once
 __all__ = ["recover"]
 
 # Raised when the step comes to compute something else from the same settings.
-RECOVER_VERSION = 3
+RECOVER_VERSION = 4
 
 
 @task(name="recover", task_run_name="recover the graph of {recipe.name}", **RETRIES)
