@@ -49,4 +49,13 @@ def recover(recipe: Recipe, activations: Reference, codes: Reference) -> Referen
         return digest(location.get(file) for file in GRAPH_FILES)
 
     urls = [activations.url, codes.url]
-    return once(recipe.store, "recover", name, "level pairs", work, content, urls)
+    return once(
+        recipe.store,
+        "recover",
+        name,
+        "level pairs",
+        work,
+        content,
+        urls,
+        resources=recipe.resources.recover,
+    )
