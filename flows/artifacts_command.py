@@ -156,6 +156,11 @@ def reproduce(
         if scratch is None:
             made = stack.enter_context(tempfile.TemporaryDirectory(prefix="strata-reproduce-"))
             scratch = Path(made)
+        place = plain_markup(str(scratch))
+        err.print(
+            f"[bold]strata[/] builds {name} v{manifest.version} again in {place}",
+            soft_wrap=True,
+        )
         same = True
         for compared in reproduce_version(registry, manifest, scratch):
             said = "the same bytes" if compared.same else f"differs: {'; '.join(compared.why)}"
