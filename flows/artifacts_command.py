@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import tempfile
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -128,6 +130,46 @@ def verify(name: Name, version: Version = "latest", store: StoreOption = None) -
     artifact = _registry(store).load(name, version, verify=True)
     size = sum(entry.bytes for entry in artifact.manifest.files.values())
     out.print(f"{name} v{artifact.version} is whole: {len(artifact.files)} files, {size:,} bytes.")
+
+
+@artifacts.command()
+def reproduce(
+    name: Name,
+    version: Version = "latest",
+    store: StoreOption = None,
+    scratch: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder that takes what is built, and keeps it; by default a temporary one."
+        ),
+    ] = None,
+) -> None:
+    """Build a version again from its own manifest, and compare it byte by byte.
+
+    The exit code is 0 where all is the same, and 1 where something differs.
+    """
+    from flows.reproduction import reproduce_version
+
+    registry = _registry(store)
+    manifest = registry.load(name, version, verify=False).manifest
+    with contextlib.ExitStack() as stack:
+        if scratch is None:
+            made = stack.enter_context(tempfile.TemporaryDirectory(prefix="strata-reproduce-"))
+            scratch = Path(made)
+        place = plain_markup(str(scratch))
+        err.print(
+            f"[bold]strata[/] builds {name} v{manifest.version} again in {place}",
+            soft_wrap=True,
+        )
+        same = True
+        for compared in reproduce_version(registry, manifest, scratch):
+            said = "the same bytes" if compared.same else f"differs: {'; '.join(compared.why)}"
+            out.print(f"{compared.what:<8} {plain_markup(said)}", soft_wrap=True)
+            same = same and compared.same
+    verdict = "is reproduced" if same else "is not reproduced here"
+    out.print(f"{name} v{manifest.version} {verdict}.")
+    if not same:
+        raise typer.Exit(1)
 
 
 @artifacts.command()

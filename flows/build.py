@@ -2,7 +2,7 @@
 
 # No `from __future__ import annotations` here: Prefect resolves the flow's parameters where this
 # module's names are not to be had, so its annotations must be classes and not strings.
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from prefect import flow
 
@@ -42,13 +42,20 @@ def build(recipe: Recipe) -> dict[str, Reference]:
     return run_steps(recipe)
 
 
-def run_steps(recipe: Recipe, *, until: Step = "publish") -> dict[str, Reference]:
+def run_steps(
+    recipe: Recipe,
+    *,
+    until: Step = "publish",
+    enough: Callable[[Reference], bool] = lambda _: False,
+) -> dict[str, Reference]:
     """Run the steps of a recipe inside a flow, up to the one named, and return their references.
 
     Parameters
     ----------
     until : str
         One of `STEPS`.
+    enough : callable
+        Told each reference; true of one that is to be the last.
     """
     references: dict[str, Reference] = {}
     if until == "verify" and not recipe.verify.enabled:
@@ -57,7 +64,7 @@ def run_steps(recipe: Recipe, *, until: Step = "publish") -> dict[str, Reference
         with worker_logs():
             for reference in _steps(recipe):
                 references[reference.step] = reference
-                if reference.step == until:
+                if enough(reference) or reference.step == until:
                     break
         return references
     finally:

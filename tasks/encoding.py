@@ -41,4 +41,13 @@ def encode(recipe: Recipe, activations: Reference, dictionaries: Reference) -> R
         return {"rows": len(codes)}
 
     urls = [activations.url, dictionaries.url]
-    return once(recipe.store, "encode", name, "rows", work, table_content, urls)
+    return once(
+        recipe.store,
+        "encode",
+        name,
+        "rows",
+        work,
+        table_content,
+        urls,
+        resources=recipe.resources.encode,
+    )

@@ -52,4 +52,13 @@ def extract(recipe: Recipe, plan: RunPlan) -> Reference:
         }
 
     outside = [f"model://{recipe.model.source}", f"inputs://{recipe.inputs.source}"]
-    return once(recipe.store, "extract", plan.fingerprint, "rows", work, table_content, outside)
+    return once(
+        recipe.store,
+        "extract",
+        plan.fingerprint,
+        "rows",
+        work,
+        table_content,
+        outside,
+        resources=recipe.resources.extract,
+    )

@@ -82,7 +82,8 @@ def learn(recipe: Recipe, activations: Reference) -> Reference:
         return hash_below(location, "dictionaries")
 
     unit = {"independent": "steps", "import": "levels"}.get(settings.method, "phases")
-    found = once(recipe.store, "learn", name, unit, work, content, [activations.url])
+    read = [activations.url]
+    found = once(recipe.store, "learn", name, unit, work, content, read, resources=resources)
     for reason in no_better_than_mean(found.summary["levels"].items()):
         get_run_logger().warning(
             "%s; a version of it is rejected: give more rows or, of dictionaries by themselves, "

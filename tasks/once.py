@@ -9,7 +9,9 @@ from typing import Any
 from prefect import State
 from prefect.logging import get_run_logger
 
-from compute.cluster import Progress
+from compute.cluster import Progress, connect, worker_count
+from compute.report.provenance import made_on
+from compute.settings import ResourceSettings
 from storage.locations import Location
 from storage.records import digest
 from storage.references import SCRATCH, Reference, Step, belongs_to_no_result
@@ -32,6 +34,9 @@ def _may_pass(task: Any, run: Any, state: State[Any]) -> bool:
     return True
 
 
+# More workers than a cluster has.
+_EVERY_WORKER = 1 << 20
+
 RETRIES: dict[str, Any] = {
     "retries": 2,
     "retry_delay_seconds": [5, 30],
@@ -50,12 +55,15 @@ def once(
     work: Callable[[Location, Progress], dict[str, Any]],
     content: Callable[[Location], str],
     upstream: Sequence[str] = (),
+    *,
+    resources: ResourceSettings | None = None,
 ) -> Reference:
     """Return the finished step of this fingerprint, doing the work first if there is none.
 
     `work` is given the step's folder, which may hold what an interrupted run left, and returns the
     summary. `content` gives the content hash of the files that it wrote. `upstream` are the URLs of
-    what it reads, for the lineage.
+    what it reads, for the lineage. With `resources` the summary says what the result was
+    ``made_on``.
 
     Raises
     ------
@@ -79,6 +87,13 @@ def once(
     begun = time.monotonic()
     with step_progress(step, unit) as progress:
         summary = work(location, progress)
+        if resources is not None:
+            connect()
+            summary["made_on"] = made_on(
+                workers=worker_count(resources, _EVERY_WORKER),
+                threads=max(1, int(resources.cpus)),
+                gpus=resources.gpus,
+            )
     took = round(time.monotonic() - begun, 3)
     if found is None:
         found = Reference.seal(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prefect import task
 from prefect.artifacts import create_link_artifact, create_table_artifact
@@ -35,9 +35,10 @@ from tasks.progress import step_progress
 from tasks.verifying import read_strips
 
 if TYPE_CHECKING:
+    from compute.report.continuity import Continuity
     from compute.selection.assumptions import AssumptionReport
 
-__all__ = ["publish", "registry_of"]
+__all__ = ["Steps", "gather", "publish", "registry_of"]
 
 # Raised when publishing comes to put something else into an artifact.
 PUBLISH_VERSION = 3
@@ -99,7 +100,7 @@ def publish(
             "name": recipe.name,
             "version": published.version,
             "levels": dictionaries.summary["levels"],
-            "graph": graph.summary,
+            "graph": _of_graph(graph),
             "status": published.status,
             "rejections": list(published.rejections),
             "report_sha256": stored.manifest.files["report.html"].sha256,
@@ -116,28 +117,14 @@ def _publish(
     recipe: Recipe, steps: Steps, registry: Registry, mark: str, progress: Progress
 ) -> ArtifactReference:
     """Gather what the steps have found, and publish it under the fingerprint `mark`."""
-    from compute.inputs.sources import load_samples
     from compute.report import findings as publication
-    from compute.report.continuity import continue_from
     from compute.report.provenance import facts, lineage
 
-    stored, encoded = ActivationSet(steps.activations.open()), CodeSet(steps.codes.open())
-    learned, scores = steps.dictionaries.open(), steps.dictionaries.summary["levels"]
-    graph = ConceptGraph.read(steps.graph.open())
-    samples = load_samples(stored.files)
-    findings = publication.gather_findings(
-        stored, encoded, learned, graph, samples, recipe.levels, scores, recipe.encode
-    )
-    progress(1, 3)
+    scores = steps.dictionaries.summary["levels"]
     ancestors = _ancestors(registry, recipe.name)
-    continuity = continue_from(ancestors, findings, stored, encoded, learned)
+    files, continuity, assumed, strips = gather(recipe, steps, ancestors)
+    progress(1, 3)
     findings = continuity.findings
-    files = publication.artifact_files(findings, learned)
-    assumed = publication.assumptions(findings, encoded)
-    files["assumptions.json"] = canonical_json(assumed.to_json())
-    strips = read_strips(steps.graph)
-    if strips:
-        files[STRIPS_FILE] = canonical_json(strips)
     created_at = datetime.now(UTC).replace(microsecond=0)
 
     def report(version: int, _parent: int | None) -> bytes:
@@ -166,7 +153,11 @@ def _publish(
         fingerprint=mark,
         lineage=lineage(recipe, steps),
         levels=publication.describe_levels(findings),
-        metrics={"levels": scores, "graph": steps.graph.summary, "continuity": continuity.metrics},
+        metrics={
+            "levels": scores,
+            "graph": _of_graph(steps.graph),
+            "continuity": continuity.metrics,
+        },
         gates=_gates(recipe, follows=bool(ancestors)),
         parent=ancestors[-1].version if ancestors else None,
         created_at=created_at,
@@ -174,6 +165,43 @@ def _publish(
     )
     progress(3, 3)
     return published
+
+
+class Gathered(NamedTuple):
+    """The files that a version's content hash is of, and what is told of them."""
+
+    files: dict[str, bytes]
+    continuity: Continuity
+    assumed: AssumptionReport
+    strips: dict[str, dict[str, Any]]
+
+
+def gather(recipe: Recipe, steps: Steps, ancestors: Sequence[Artifact]) -> Gathered:
+    """Make the files of a version that follows `ancestors`, oldest first, from finished steps."""
+    from compute.inputs.sources import load_samples
+    from compute.report import findings as publication
+    from compute.report.continuity import continue_from
+
+    stored, encoded = ActivationSet(steps.activations.open()), CodeSet(steps.codes.open())
+    learned, scores = steps.dictionaries.open(), steps.dictionaries.summary["levels"]
+    graph = ConceptGraph.read(steps.graph.open())
+    samples = load_samples(stored.files)
+    findings = publication.gather_findings(
+        stored, encoded, learned, graph, samples, recipe.levels, scores, recipe.encode
+    )
+    continuity = continue_from(ancestors, findings, stored, encoded, learned)
+    files = publication.artifact_files(continuity.findings, learned)
+    assumed = publication.assumptions(continuity.findings, encoded)
+    files["assumptions.json"] = canonical_json(assumed.to_json())
+    strips = read_strips(steps.graph)
+    if strips:
+        files[STRIPS_FILE] = canonical_json(strips)
+    return Gathered(files, continuity, assumed, strips)
+
+
+def _of_graph(graph: Reference) -> dict[str, Any]:
+    """What its summary says of the graph itself."""
+    return {key: value for key, value in graph.summary.items() if key != "made_on"}
 
 
 def _promises(assumed: AssumptionReport) -> Iterator[tuple[str, str]]:

@@ -17,7 +17,7 @@ from tasks.once import RETRIES, once
 __all__ = ["recover"]
 
 # Raised when the step comes to compute something else from the same settings.
-RECOVER_VERSION = 3
+RECOVER_VERSION = 4
 
 
 @task(name="recover", task_run_name="recover the graph of {recipe.name}", **RETRIES)
@@ -49,4 +49,13 @@ def recover(recipe: Recipe, activations: Reference, codes: Reference) -> Referen
         return digest(location.get(file) for file in GRAPH_FILES)
 
     urls = [activations.url, codes.url]
-    return once(recipe.store, "recover", name, "level pairs", work, content, urls)
+    return once(
+        recipe.store,
+        "recover",
+        name,
+        "level pairs",
+        work,
+        content,
+        urls,
+        resources=recipe.resources.recover,
+    )

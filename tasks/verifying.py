@@ -39,6 +39,9 @@ def verify(
     name = fingerprint("verify", VERIFY_VERSION, recipe.verify.model_dump(), upstream)
 
     def work(location: Location, progress: Progress) -> dict[str, Any]:
+        import torch
+
+        from compute.report.provenance import made_on
         from compute.steps.verify import verify_graph
 
         tested = verify_graph(
@@ -52,7 +55,9 @@ def verify(
         files = tested.graph.to_parquet() | {STRIPS_FILE: canonical_json(tested.strips)}
         for file, data in files.items():
             location.put(file, data)
-        return graph.summary | {"verified": tested.scores}
+        # The model runs in this process.
+        here = made_on(workers=1, threads=torch.get_num_threads())
+        return graph.summary | {"verified": tested.scores, "made_on": here}
 
     def content(location: Location) -> str:
         return digest(location.get(file) for file in sorted((*GRAPH_FILES, STRIPS_FILE)))

@@ -9,13 +9,20 @@ moments, the complete elimination path needs no further look at data.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 RIDGE = 1e-4
+# Features are made of so many rows at a time that they are at most this many numbers.
+_FEATURE_CELLS = 1 << 24
+# Products are formed among this many candidates, the first ones; further ones have a square. All
+# products of 27 candidates are 378 features, whose moments take as long as those of 60 wholes of 8.
+CROSSED = 8
 
 
 @dataclass(frozen=True)
@@ -25,7 +32,7 @@ class Basis:
     Attributes
     ----------
     candidates
-        Number of candidate parents, m.
+        Number of candidate parents, m, those that matter most first.
     controls
         Number of sibling features, which are never eliminated.
     quadratic
@@ -38,11 +45,15 @@ class Basis:
 
     @cached_property
     def pairs(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        """First and second candidate of every product, ``m(m + 1)/2`` squares included."""
+        """First and second candidate of every square and product.
+
+        Every candidate has a square; products are of pairs of the first ``CROSSED``.
+        """
         if not self.quadratic:
             return np.empty(0, dtype=np.intp), np.empty(0, dtype=np.intp)
         first, second = np.triu_indices(self.candidates)
-        return first, second
+        formed = (second < CROSSED) | (first == second)
+        return first[formed], second[formed]
 
     @property
     def size(self) -> int:
@@ -51,11 +62,15 @@ class Basis:
 
     @cached_property
     def blocks(self) -> NDArray[np.intp]:
-        """(m, block) int: the features that fall with each candidate."""
+        """(m, block) int: the features that fall with each candidate; ``size`` where it has fewer
+        than others."""
         m = self.candidates
         first, second = self.pairs
         own = [[i, *(m + np.flatnonzero((first == i) | (second == i)))] for i in range(m)]
-        return np.asarray(own, dtype=np.intp).reshape(m, -1)
+        out = np.full((m, max(map(len, own), default=0)), self.size, dtype=np.intp)
+        for i, features in enumerate(own):
+            out[i, : len(features)] = features
+        return out
 
     def features(
         self, values: NDArray[np.float32], controls: NDArray[np.float32], whole: NDArray[np.float32]
@@ -73,11 +88,21 @@ class Basis:
         out[:m] = values.T
         start = m
         for i in range(m if self.quadratic else 0):
-            np.multiply(out[i:m], out[i], out=out[start : start + m - i])
-            start += m - i
+            other = out[i : max(min(m, CROSSED), i + 1)]
+            np.multiply(other, out[i], out=out[start : start + len(other)])
+            start += len(other)
         out[stop:-1] = controls.T
         out[-1] = whole
         return out
+
+    def blocks_of_rows(
+        self, values: NDArray[np.float32], controls: NDArray[np.float32], whole: NDArray[np.float32]
+    ) -> Iterator[NDArray[np.float32]]:
+        """Yield the :meth:`features` of some rows after others, in memory that has a bound."""
+        step = max(1, _FEATURE_CELLS // (self.size + 1))
+        for a in range(0, len(whole), step):
+            rows = slice(a, a + step)
+            yield self.features(values[rows], controls[rows], whole[rows])
 
 
 @dataclass(frozen=True)
@@ -143,46 +168,91 @@ class EliminationPath:
     freedom: NDArray[np.int64]
 
 
-def block_losses(
-    moments: FeatureMoments, keep: NDArray[np.bool_], blocks: NDArray[np.intp]
-) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]:
-    """Return what each candidate's block contributes to the fit on the kept features.
+class Regressions(NamedTuple):
+    """Regressions of w wholes on the features that are left.
 
-    Returns
-    -------
-    loss (w, m), freedom (w, m), explained (w,)
+    Attributes
+    ----------
+    inverse
+        (w, size + 1, size + 1) inverse of the correlations of what is left; identity elsewhere, and
+        in the last place, which is no feature: blocks are filled up with it.
+    beta
+        (w, size + 1) weights; 0 elsewhere.
+    left
+        (w, size + 1) bool: the features that vary and were not withheld.
     """
-    keep = keep & moments.live
-    gram = moments.gram * (keep[:, :, None] & keep[:, None, :])
-    d = gram.shape[1]
-    gram[:, np.arange(d), np.arange(d)] = 1.0 + RIDGE
-    cross = np.where(keep, moments.cross, 0.0)
-    inverse = np.linalg.inv(gram)
-    beta = np.matmul(inverse, cross[:, :, None])[:, :, 0]
-    part = inverse[:, blocks[:, :, None], blocks[:, None, :]]
-    weight = beta[:, blocks]
-    loss = np.einsum("wmb,wmb->wm", weight, np.linalg.solve(part, weight[..., None])[..., 0])
-    explained = np.clip(np.einsum("wd,wd->w", beta, cross), 0.0, 1.0 - 1e-9)
-    return loss, keep[:, blocks].sum(axis=2), explained
+
+    inverse: NDArray[np.float64]
+    beta: NDArray[np.float64]
+    left: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, moments: FeatureMoments) -> Regressions:
+        """Regress on all features that vary."""
+        w, d = moments.live.shape
+        left = np.zeros((w, d + 1), dtype=np.bool_)
+        left[:, :-1] = moments.live
+        gram = np.zeros((w, d + 1, d + 1))
+        gram[:, :-1, :-1] = moments.gram * (moments.live[:, :, None] & moments.live[:, None, :])
+        gram[:, np.arange(d + 1), np.arange(d + 1)] = np.where(left, 1.0 + RIDGE, 1.0)
+        cross = np.zeros((w, d + 1))
+        cross[:, :-1] = np.where(moments.live, moments.cross, 0.0)
+        inverse = np.linalg.inv(gram)
+        return cls(inverse, np.matmul(inverse, cross[:, :, None])[:, :, 0], left)
+
+    def explained(self, moments: FeatureMoments) -> NDArray[np.float64]:
+        """(w,) share of the whole's variance."""
+        share = np.einsum("wd,wd->w", self.beta[:, :-1], moments.cross)
+        return np.asarray(np.clip(share, 0.0, 1.0 - 1e-9))
+
+    def block_losses(
+        self, blocks: NDArray[np.intp]
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Return (w, m) what each candidate's block adds to the fit, and its (w, m) features."""
+        part = self.inverse[:, blocks[:, :, None], blocks[:, None, :]]
+        # The place that fills a block up may stand in it several times.
+        size = self.left.shape[1] - 1
+        filled = (blocks[:, :, None] == size) & ~np.eye(blocks.shape[1], dtype=np.bool_)
+        part[:, filled] = 0.0
+        weight = self.beta[:, blocks]
+        loss = np.einsum("wmb,wmb->wm", weight, np.linalg.solve(part, weight[..., None])[..., 0])
+        return loss, self.left[:, blocks].sum(axis=2)
+
+    def withhold(self, block: NDArray[np.intp]) -> Regressions:
+        """Return the regressions without the (w, b) features ``block``, by partitioned inverse."""
+        rows = np.arange(len(block))[:, None]
+        size = self.left.shape[1] - 1
+        # Each feature once: what fills a block up is identity already.
+        filled = block == size
+        columns = np.where(filled[:, :, None], 0.0, self.inverse[rows, block])
+        part = np.take_along_axis(columns, block[:, None, :], axis=2)
+        part[:, np.arange(block.shape[1]), np.arange(block.shape[1])] += filled
+        beta = np.where(filled, 0.0, self.beta[rows, block])
+        solved = np.linalg.solve(part, np.concatenate([columns, beta[:, :, None]], axis=2))
+        inverse = self.inverse - np.matmul(columns.transpose(0, 2, 1), solved[:, :, :-1])
+        left = self.left.copy()
+        left[rows, block] = False
+        new = np.where(left, self.beta - np.matmul(beta[:, None, :], solved[:, :, :-1])[:, 0], 0.0)
+        inverse *= left[:, :, None] & left[:, None, :]
+        every = np.arange(size + 1)
+        inverse[:, every, every] += ~left
+        return Regressions(inverse, new, left)
 
 
 def eliminate(moments: FeatureMoments, basis: Basis) -> EliminationPath:
     """Drop the candidate that contributes least, again and again, until none is left."""
     w, m = len(moments.gram), basis.candidates
     rows = np.arange(w)
-    keep = np.ones((w, basis.size), dtype=np.bool_)
     gone = np.zeros((w, m), dtype=np.bool_)
     share_at = np.zeros((w, m))
     evidence_at = np.zeros((w, m))
     freedom_at = np.zeros((w, m), dtype=np.int64)
     highest = np.zeros(w)
-    explained_by_all = np.ones(w)
-    for step in range(m):
-        loss, freedom, explained = block_losses(moments, keep, basis.blocks)
-        if step == 0:
-            explained_by_all = np.maximum(explained, 1e-9)
-        spent = (keep & moments.live).sum(axis=1)
-        chance = ((1.0 - explained) / (moments.n - spent))[:, None]
+    fit = Regressions.of(moments)
+    explained_by_all = np.maximum(fit.explained(moments), 1e-9)
+    for _ in range(m):
+        loss, freedom = fit.block_losses(basis.blocks)
+        chance = ((1.0 - fit.explained(moments)) / (moments.n - fit.left.sum(axis=1)))[:, None]
         net = np.where(gone, np.inf, loss - freedom * chance)
         least = net.argmin(axis=1)
         highest = np.maximum(highest, net[rows, least])
@@ -190,5 +260,5 @@ def eliminate(moments: FeatureMoments, basis: Basis) -> EliminationPath:
         evidence_at[rows, least] = (loss / chance)[rows, least]
         freedom_at[rows, least] = freedom[rows, least]
         gone[rows, least] = True
-        keep[rows[:, None], basis.blocks[least]] = False
+        fit = fit.withhold(basis.blocks[least])
     return EliminationPath(share_at, evidence_at, freedom_at)

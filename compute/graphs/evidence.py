@@ -6,6 +6,7 @@ regression on the chosen parents and the sibling wholes.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -52,7 +53,8 @@ def weigh(
     Parameters
     ----------
     values, controls, whole
-        (m, k), (m, c) and (m,) rows. Rows in which all are zero may be left out.
+        (m, k), (m, c) and (m,) rows; parents that matter most first. Rows in which all are zero may
+        be left out.
     n
         Number of rows, those left out included.
     quadratic
@@ -66,9 +68,11 @@ def weigh(
     """
     k = values.shape[1]
     basis = Basis(k, controls.shape[1], quadratic)
-    features = basis.features(values, controls, whole)
-    second = (features @ features.T).astype(np.float64)
-    first = features.sum(axis=1, dtype=np.float64)
+    second = np.zeros((basis.size + 1, basis.size + 1))
+    first = np.zeros(basis.size + 1)
+    for features in basis.blocks_of_rows(values, controls, whole):
+        second += features @ features.T
+        first += features.sum(axis=1, dtype=np.float64)
     moments = standardise(second[None], first[None], n)
 
     stop = basis.size - basis.controls
@@ -76,11 +80,13 @@ def weigh(
     alone = _fit(moments, stop)
     linear = _fit(moments, k)
     explained = float(np.clip(alone.beta @ moments.cross[0, :stop], 1e-9, 1.0))
-    toward = np.stack([_towards(fit, own) for own in basis.blocks], axis=1)
+    blocks = [own[own < basis.size] for own in basis.blocks]
+    toward = np.stack([_towards(fit, own) for own in blocks], axis=1)
     loss = np.where(moments.live[0], moments.cross[0], 0.0) @ toward
-    freedom = moments.live[0][basis.blocks].sum(axis=1)
+    freedom = np.asarray([moments.live[0][own].sum() for own in blocks])
     strength = (loss - freedom * (1.0 - explained) / n) / explained
-    robust, residual = _scores(features, moments, toward, fit.beta, loss)
+    rows = basis.blocks_of_rows(values, controls, whole)
+    robust, residual = _scores(rows, moments, toward, fit.beta, loss)
     evidence = WholeEvidence(
         np.clip(strength, 1e-9, 1.0),
         robust,
@@ -112,7 +118,7 @@ def _towards(fit: _Regression, own: NDArray[np.intp]) -> NDArray[np.float64]:
 
 
 def _scores(
-    features: NDArray[np.float32],
+    blocks: Iterable[NDArray[np.float32]],
     moments: FeatureMoments,
     toward: NDArray[np.float64],
     beta: NDArray[np.float64],
@@ -127,13 +133,17 @@ def _scores(
     scale, mean = moments.scale[0], moments.mean[0]
     maps = np.column_stack([toward, beta]) / scale[:-1, None]
     at_zero = mean[:-1] @ maps
-    fitted = maps.T.astype(np.float32) @ features[:-1]
-    fitted -= at_zero.astype(np.float32)[:, None]
-    residual = (features[-1] - np.float32(mean[-1])) / np.float32(scale[-1])
-    residual -= fitted[-1]
-    score = fitted[:-1] * (residual + fitted[:-1])
+    power, left = np.zeros(len(loss)), []
+    for features in blocks:
+        fitted = maps.T.astype(np.float32) @ features[:-1]
+        fitted -= at_zero.astype(np.float32)[:, None]
+        residual = (features[-1] - np.float32(mean[-1])) / np.float32(scale[-1])
+        residual -= fitted[-1]
+        score = fitted[:-1] * (residual + fitted[:-1])
+        power += np.einsum("kn,kn->k", score, score, dtype=np.float64)
+        left.append(residual)
+    residuals = np.concatenate(left)
     # Rows that were left out, being all zero, have a score too.
     absent = at_zero[:-1] * (at_zero[:-1] - at_zero[-1] + mean[-1] / scale[-1])
-    power = np.einsum("kn,kn->k", score, score, dtype=np.float64)
-    power += (moments.n - features.shape[1]) * absent**2
-    return np.square(moments.n * loss) / np.maximum(power, 1e-12), residual
+    power += (moments.n - len(residuals)) * absent**2
+    return np.square(moments.n * loss) / np.maximum(power, 1e-12), residuals

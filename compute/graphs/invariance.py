@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import chi2
 
-from compute.graphs.elimination import Basis, block_losses, standardise
+from compute.graphs.elimination import Basis, Regressions, standardise
 from compute.graphs.level_pairs import Close
 
 _FEWEST_ROWS = 50
@@ -50,15 +50,16 @@ def invariant_parts(
     k = close.values.shape[1]
     basis = Basis(k, close.controls.shape[1], quadratic)
     features = basis.features(*close)
-    keep = np.ones((1, basis.size), dtype=np.bool_)
     share, seen = [], []
     for e in range(int(environment.max()) + 1):
         mine = features[:, environment == e].astype(np.float64)
         n = mine.shape[1]
         moments = standardise((mine @ mine.T)[None], mine.sum(axis=1)[None], n)
-        loss, freedom, explained = block_losses(moments, keep, basis.blocks)
-        chance = (1.0 - explained[0]) / n
-        share.append((loss[0] - freedom[0] * chance) / max(float(explained[0]), 1e-9))
+        fit = Regressions.of(moments)
+        loss, freedom = fit.block_losses(basis.blocks)
+        explained = float(fit.explained(moments)[0])
+        chance = (1.0 - explained) / n
+        share.append((loss[0] - freedom[0] * chance) / max(explained, 1e-9))
         seen.append(chi2.isf(_LEVEL, np.maximum(freedom[0], 1)) * chance)
     shares, visible = np.stack(share), np.stack(seen)
     strongest = shares.max(axis=0)

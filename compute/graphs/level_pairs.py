@@ -41,6 +41,9 @@ class LevelPair(Protocol):
     n_controls: int
     second_look: bool
 
+    def set_apart(self, twins: dict[int, NDArray[np.int64]]) -> None:
+        """Hold no whole beside its ``twins``, from now on."""
+
     def correlations(self) -> Correlations:
         """Correlations over all rows."""
 
@@ -60,7 +63,10 @@ class LevelPair(Protocol):
 
 
 class DenseLevelPair:
-    """Two dense levels. The last control is the sum of all other wholes: what selection sees."""
+    """Two dense levels. The last control is the sum of all other wholes: what selection sees.
+
+    Twins of a whole are left out of its sum.
+    """
 
     def __init__(self, parts: DenseColumns, wholes: DenseColumns) -> None:
         self.parts, self.wholes = parts, wholes
@@ -68,6 +74,11 @@ class DenseLevelPair:
         self.n_controls = 1
         self.second_look = True
         self._total = wholes.values.sum(axis=1)
+        self._twins: dict[int, NDArray[np.int64]] = {}
+
+    def set_apart(self, twins: dict[int, NDArray[np.int64]]) -> None:
+        """Leave the ``twins`` of a whole out of the sum of all others, from now on."""
+        self._twins = twins
 
     def correlations(self) -> Correlations:
         """Correlations over all rows."""
@@ -81,6 +92,8 @@ class DenseLevelPair:
         controls = np.empty((self.n, len(siblings) + 1), dtype=np.float32)
         controls[:, :-1] = y[:, siblings]
         np.subtract(self._total, y[:, whole], out=controls[:, -1])
+        if whole in self._twins:
+            controls[:, -1] -= y[:, self._twins[whole]].sum(axis=1)
         return Close(self.parts.values[:, parts], controls, y[:, whole])
 
     def activity(
@@ -108,6 +121,9 @@ class SparseLevelPair:
         self.second_look = False
         self._scratch = threading.local()
 
+    def set_apart(self, twins: dict[int, NDArray[np.int64]]) -> None:
+        """Do nothing: there is no sum of all others."""
+
     def correlations(self) -> Correlations:
         """Correlations over all rows."""
         sums = no_products(self.parts.values.shape[1], self.wholes.values.shape[1])
@@ -126,7 +142,7 @@ class SparseLevelPair:
         self, whole: int, parts: NDArray[np.int64], close: Close
     ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """Return where the parts and the whole are present."""
-        return close.values != 0, close.whole != 0
+        return self.parts.active(parts, close.values), self.wholes.active(whole, close.whole)
 
     def _gather(self, columns: list[tuple[sparse.csc_array, int]]) -> NDArray[np.float32]:
         spans = [(m.indptr[i], m.indptr[i + 1]) for m, i in columns]

@@ -10,19 +10,20 @@ from numpy.typing import ArrayLike, NDArray
 
 from compute.graphs.candidates import Candidates, find_candidates
 from compute.graphs.composition import form_of
-from compute.graphs.decision import LossThreshold, beyond_chance, fit_threshold
+from compute.graphs.decision import LossThreshold
 from compute.graphs.direction import kind_of
 from compute.graphs.invariance import check_environment, invariant_parts
 from compute.graphs.jobs import in_parallel, single_threaded_blas
 from compute.graphs.level_pairs import Correlations, DenseLevelPair, LevelPair, SparseLevelPair
-from compute.graphs.parents import Parents, find_parents
+from compute.graphs.likeness import Echoes, echoes, partners, twins
+from compute.graphs.parents import Parents, Settled, find_parents
 from compute.graphs.regression_columns import (
     FEWEST_ROWS,
     check_level,
     dense_columns,
     sparse_columns,
 )
-from compute.graphs.result import EdgeRecovery
+from compute.graphs.result import EdgeRecovery, Form, Kind
 
 # Inputs of more cells than this stay sparse (or become so, if at most a tenth is non-zero).
 _DENSE_CELLS = 20_000_000
@@ -92,35 +93,22 @@ def recover_from(
     p, w = lower.shape[1], upper.shape[1]
     dense = _fits_dense(lower, upper)
     rows = _look_at(lower, upper, dense)
-    found, threshold, settled = _select(rows, rows.correlations() if corr is None else corr)
-    repeated = _stability(lower, upper, dense, settled)
+    chosen = _select(rows, rows.correlations() if corr is None else corr)
+    repeated = _stability(lower, upper, dense, chosen.settled.parents)
+
+    def describe(wholes: list[int]) -> list[_Described]:
+        return [_describe(rows, chosen, j, repeated[j], environment) for j in wholes]
+
+    order = sorted(repeated)
+    groups = [order[a : a + _WHOLES_AT_ONCE] for a in range(0, len(order), _WHOLES_AT_ONCE)]
+    described = [each for group in in_parallel(describe, groups) for each in group]
     kind = np.full(w, "undecided", dtype="<U16")
     form = np.full(w, "none", dtype="<U16")
     unexplained = np.ones(w)
-
-    def describe(wholes: list[int]) -> list[tuple[NDArray[Any], ...]]:
-        columns = []
-        for j in wholes:
-            parents, evidence, _ = settled[j]
-            siblings = found.siblings[j]
-            unexplained[j] = evidence.unexplained
-            alone = rows.close(j, parents, siblings[:0])
-            part_active, active = rows.activity(j, parents, alone)
-            form[j] = form_of(part_active, active, evidence.sign, rows.n)
-            kind[j] = kind_of(alone.values, alone.whole, active, evidence.sign, rows.n)
-            invariant = np.ones(len(parents), dtype=np.bool_)
-            if environment is not None:
-                close = rows.close(j, parents, siblings)
-                invariant = invariant_parts(close, environment, found.quadratic, threshold.share)
-            owner = np.full(len(parents), j)
-            sure = threshold.confidence(evidence.strength, evidence.unexplained)
-            edges: tuple[NDArray[Any], ...] = (evidence.strength, sure, evidence.sign, repeated[j])
-            columns.append((parents, owner, *edges, invariant))
-        return columns
-
-    order = sorted(settled)
-    groups = [order[a : a + _WHOLES_AT_ONCE] for a in range(0, len(order), _WHOLES_AT_ONCE)]
-    columns = [row for group in in_parallel(describe, groups) for row in group]
+    for each in described:
+        kind[each.whole], form[each.whole] = each.kind, each.form
+        unexplained[each.whole] = each.unexplained
+    columns = [each.edges for each in described]
     lists = (np.concatenate(c) for c in zip(*columns)) if columns else (np.empty(0),) * 7
     part, whole, strength, confidence, sign, stability, invariant = lists
     return EdgeRecovery(
@@ -136,24 +124,76 @@ def recover_from(
         form,
         unexplained,
         rows.n,
+        chosen.twins,
+        chosen.echoes.pairs,
+        chosen.settled.left_out,
+        chosen.settled.limited,
+    )
+
+
+class _Described(NamedTuple):
+    """One whole: its kind, form and error node, and the columns (k,) of its edges."""
+
+    whole: int
+    kind: Kind
+    form: Form
+    unexplained: float
+    edges: tuple[NDArray[Any], ...]
+
+
+def _describe(
+    rows: LevelPair,
+    chosen: _Selection,
+    j: int,
+    repeated: NDArray[np.float64],
+    environment: NDArray[np.int64] | None,
+) -> _Described:
+    """Describe the whole ``j``, whose parents the (k,) shares ``repeated`` of halves find again."""
+    parents = chosen.settled.parents[j]
+    parts, evidence = parents.parts, parents.evidence
+    siblings = chosen.found.held(j)
+    alone = rows.close(j, parts, siblings[:0])
+    part_active, active = rows.activity(j, parts, alone)
+    invariant = np.ones(len(parts), dtype=np.bool_)
+    if environment is not None:
+        invariant = invariant_parts(
+            rows.close(j, parts, siblings),
+            environment,
+            bool(chosen.found.quadratic[j]),
+            chosen.threshold.share,
+        )
+    sure = chosen.threshold.confidence(evidence.strength, evidence.unexplained)
+    columns = (evidence.strength, sure, evidence.sign, repeated, invariant)
+    ascending = np.argsort(parts)
+    return _Described(
+        j,
+        kind_of(alone.values, alone.whole, active, evidence.sign, rows.n),
+        form_of(part_active, active, evidence.sign, rows.n),
+        evidence.unexplained,
+        (parts[ascending], np.full(len(parts), j), *(c[ascending] for c in columns)),
     )
 
 
 class _Selection(NamedTuple):
-    """The parents of every whole that has any, and by what they were chosen."""
+    """The parents of every whole that has any, by what they were chosen, and what is alike.
+
+    ``twins`` is (t, 2) pairs of wholes.
+    """
 
     found: Candidates
     threshold: LossThreshold
-    settled: dict[int, Parents]
+    settled: Settled
+    twins: NDArray[np.int64]
+    echoes: Echoes
 
 
 def _select(rows: LevelPair, corr: Correlations) -> _Selection:
     p, w = corr.cross.shape
-    found = find_candidates(rows, corr)
-    threshold = fit_threshold(
-        found.share[beyond_chance(found.evidence, found.freedom, p * w, rows.n)]
-    )
-    return _Selection(found, threshold, find_parents(rows, found, threshold, p * w))
+    alike, same = twins(corr.wholes), echoes(corr.parts)
+    rows.set_apart(partners(alike))
+    found, threshold = find_candidates(rows, corr, same.barred)
+    settled = find_parents(rows, found, threshold, p * w, same.barred)
+    return _Selection(found, threshold, settled, alike, same)
 
 
 def _stability(
@@ -173,7 +213,7 @@ def _stability(
         half = np.concatenate([quarters[i] for i in chosen])
         rows = _look_at(lower[half], upper[half], dense)
         again = _select(rows, rows.correlations()).settled
-        for j, parents in again.items():
+        for j, parents in again.parents.items():
             if j in times:
                 times[j] += np.isin(settled[j].parts, parents.parts)
     return {j: count / len(_HALVES) for j, count in times.items()}

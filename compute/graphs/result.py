@@ -63,6 +63,17 @@ class EdgeRecovery:
         (w,) float in [0, 1]: share of the whole's variance its parents leave; the error node.
     n_rows
         Number of samples.
+    twins
+        (t, 2) int: pairs of wholes that hardly differ (correlation above .9, of either sign). Each
+        keeps its edges: held beside each other, they would leave their parts nothing to explain.
+    identical_parts
+        (e, 2) int: pairs of parts that these rows cannot tell apart (correlation above .9995, of
+        either sign). The first stands for the second, which has no edges: an edge of the one may
+        be the other's.
+    left_out
+        (w,) int: parts that the whole loses by more than chance, and by too little for an edge.
+    limited
+        (w,) bool: whether more parts may be parents than there were rows to weigh.
     """
 
     shape: tuple[int, int]
@@ -77,6 +88,10 @@ class EdgeRecovery:
     form: NDArray[np.str_]
     unexplained: NDArray[np.float64]
     n_rows: int
+    twins: NDArray[np.int64]
+    identical_parts: NDArray[np.int64]
+    left_out: NDArray[np.int64]
+    limited: NDArray[np.bool_]
 
     @property
     def n_edges(self) -> int:

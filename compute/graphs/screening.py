@@ -10,15 +10,18 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-# A part of which less than this share of variance is new given the chosen ones adds nothing that
-# could be estimated.
-_LEAST_NEW = 1e-3
+from compute.graphs.likeness import LEAST_NEW, TWIN
+
 # Of more wholes than this only those most correlated with a whole are looked at as its siblings.
 _LIKELY_SIBLINGS = 256
 
 
 def forward_select(
-    among: NDArray[np.floating], to_whole: NDArray[np.floating], steps: int, least: float = 0.0
+    among: NDArray[np.floating],
+    to_whole: NDArray[np.floating],
+    steps: int,
+    least: float,
+    barred: NDArray[np.bool_],
 ) -> tuple[NDArray[np.int64], NDArray[np.floating]]:
     """Choose ``steps`` candidate parents for each whole.
 
@@ -32,6 +35,8 @@ def forward_select(
         Most candidates, at most p.
     least
         Selection ends when every whole has had two steps in a row that gain no more than this.
+    barred
+        (p,) bool: parts that are not to be chosen; at least ``steps`` others are left.
 
     Returns
     -------
@@ -46,12 +51,12 @@ def forward_select(
     partial = np.ascontiguousarray(to_whole.T)
     new = np.ones((w, p), dtype=partial.dtype)
     directions = np.zeros((w, steps, p), dtype=partial.dtype)
-    taken = np.zeros((w, p), dtype=np.bool_)
+    taken = np.tile(barred, (w, 1))
     gains = np.zeros((w, steps), dtype=partial.dtype)
     left = np.ones(w, dtype=partial.dtype)
     for m in range(steps):
-        gain = partial * partial / np.maximum(new, _LEAST_NEW)
-        gain[new < _LEAST_NEW] = -1.0
+        gain = partial * partial / np.maximum(new, LEAST_NEW)
+        gain[new < LEAST_NEW] = -1.0
         gain[taken] = -2.0
         best = gain.argmax(axis=1)
         chosen[:, m] = best
@@ -62,7 +67,7 @@ def forward_select(
         if m:
             weights = directions[rows, :m, best]
             direction = direction - np.matmul(weights[:, None, :], directions[:, :m])[:, 0]
-        norm = np.sqrt(np.maximum(new[rows, best], _LEAST_NEW))[:, None]
+        norm = np.sqrt(np.maximum(new[rows, best], LEAST_NEW))[:, None]
         direction = direction / norm
         step = partial[rows, best][:, None] / norm
         if m and (np.maximum(gains[:, m - 1], gains[:, m]) <= least).all():
@@ -83,6 +88,8 @@ def pick_siblings(
 ) -> NDArray[np.int64]:
     """Choose, for some wholes, the siblings most correlated with each given its candidates.
 
+    A whole's twins are none of its siblings, and of siblings that are twins one is chosen.
+
     Parameters
     ----------
     among, to_whole
@@ -98,7 +105,7 @@ def pick_siblings(
 
     Returns
     -------
-    (g, count) int
+    (g, count) int; -1, last, where fewer are left
     """
     if count == 0:
         return chosen[:, :0]
@@ -114,6 +121,11 @@ def pick_siblings(
     left = np.maximum(1.0 - (cross * np.matmul(inverse, cross)).sum(axis=1), 1e-3)
     own = np.matmul(to_whole[chosen, group[:, None]][:, None, :], np.matmul(inverse, cross))[:, 0]
     score = np.square(wholes[group[:, None], likely] - own) / left
-    score[likely == group[:, None]] = -1.0
-    best = np.argpartition(-score, count - 1, axis=1)[:, :count]
-    return np.asarray(likely[rows, best])
+    picked = np.full((len(group), count), -1, dtype=np.int64)
+    last = group[:, None]
+    for s in range(count):
+        score[(likely == last) | (np.abs(wholes[last, likely]) > TWIN)] = -1.0
+        best = score.argmax(axis=1)[:, None]
+        last = likely[rows, best]
+        picked[:, s] = np.where(score[rows, best] >= 0, last, -1)[:, 0]
+    return picked

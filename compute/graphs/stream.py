@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,12 +13,19 @@ from compute.graphs.invariance import check_environment
 from compute.graphs.jobs import single_threaded_blas
 from compute.graphs.level_pairs import Correlations, add_products, no_products
 from compute.graphs.recovery import recover_from
-from compute.graphs.regression_columns import FEWEST_ROWS, check_level
+from compute.graphs.regression_columns import (
+    FEWEST_ROWS,
+    check_level,
+    means_of_full,
+    without_means,
+)
 from compute.graphs.result import EdgeRecovery
 
 # Screening uses all rows; the closer look at each whole uses this many, drawn evenly.
 MOST_ROWS_KEPT = 1_000_000
 _CLIP = 4.0
+# Blocks wait until there are this many rows, from which columns are scaled.
+_ROWS_TO_SCALE = 1000
 
 
 def recover_edges_stream(
@@ -76,36 +83,82 @@ def recover_edges_stream(
         return recover_from(lower, upper, labels, moments.correlations())
 
 
+class _Scaling(NamedTuple):
+    """How the columns (q,) of a level are scaled, as its first rows tell.
+
+    ``mean`` is taken off the columns that are ``full``, whose digits an offset would use up, and
+    values are clipped at ``cap``, which becomes 1.
+    """
+
+    full: NDArray[np.bool_]
+    mean: NDArray[np.float64]
+    cap: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, level: sparse.csr_array) -> _Scaling:
+        columns = _columns(level)
+        full, mean = means_of_full(columns)
+        columns = without_means(columns, full, mean)
+        count = np.diff(columns.indptr)
+        owner = np.repeat(np.arange(len(count)), count)
+        power = np.bincount(owner, np.square(columns.data, dtype=np.float64), len(count))
+        root = np.sqrt(power / np.maximum(count, 1))
+        # A column that is still absent is clipped as the typical other.
+        usual = float(np.median(root[root > 0])) if (root > 0).any() else 1.0
+        return cls(full, mean, _CLIP * np.where(root > 0, root, usual))
+
+    def apply(self, level: sparse.csr_array) -> sparse.csc_array:
+        columns = without_means(_columns(level), self.full, self.mean)
+        owner = np.repeat(np.arange(len(self.cap)), np.diff(columns.indptr))
+        data = np.clip(columns.data / self.cap[owner], -1.0, 1.0).astype(np.float32)
+        return sparse.csc_array((data, columns.indices, columns.indptr), shape=columns.shape)
+
+
+def _columns(level: sparse.csr_array) -> sparse.csc_array:
+    columns = sparse.csc_array(level, copy=True)
+    columns.sum_duplicates()
+    columns.eliminate_zeros()
+    return columns
+
+
 class _Moments:
-    """Running sums of products of clipped columns."""
+    """Running sums of products of columns that are scaled by the first rows."""
 
     def __init__(self, lower: sparse.csr_array, upper: sparse.csr_array) -> None:
-        p, w = lower.shape[1], upper.shape[1]
+        self._widths = p, w = lower.shape[1], upper.shape[1]
         self.n = 0
         self._sums = no_products(p, w)
         self._totals = np.zeros(p), np.zeros(w)
-        self._caps = _caps(lower), _caps(upper)
+        self._waiting: list[tuple[sparse.csr_array, sparse.csr_array]] = []
+        self._scaling: tuple[_Scaling, _Scaling] | None = None
 
     def add(self, lower: sparse.csr_array, upper: sparse.csr_array, number: int) -> None:
         """Add a block."""
-        clipped = []
-        for level, cap, total in zip((lower, upper), self._caps, self._totals):
-            if level.shape[1] != len(cap):
+        for level, width in zip((lower, upper), self._widths):
+            if level.shape[1] != width:
                 raise ValueError(
-                    f"block {number} has {level.shape[1]} columns where the first has {len(cap)}; "
+                    f"block {number} has {level.shape[1]} columns where the first has {width}; "
                     "all blocks must have the same."
                 )
-            data = level.data.astype(np.float32) / cap[level.indices]
-            columns = sparse.csr_array(
-                (np.clip(data, -1.0, 1.0), level.indices, level.indptr), shape=level.shape
-            )
-            total += np.asarray(columns.sum(axis=0, dtype=np.float64)).ravel()
-            clipped.append(columns)
-        add_products(self._sums, *clipped)
+        self._waiting.append((lower, upper))
         self.n += lower.shape[0]
+        if self._scaling is not None or self.n >= _ROWS_TO_SCALE:
+            self._sum_up()
+
+    def _sum_up(self) -> None:
+        lower, upper = (sparse.vstack(level, format="csr") for level in zip(*self._waiting))
+        self._waiting = []
+        if self._scaling is None:
+            self._scaling = _Scaling.of(lower), _Scaling.of(upper)
+        scaled = [each.apply(level) for each, level in zip(self._scaling, (lower, upper))]
+        for columns, total in zip(scaled, self._totals):
+            total += np.asarray(columns.sum(axis=0, dtype=np.float64)).ravel()
+        add_products(self._sums, *scaled)
 
     def correlations(self) -> Correlations:
         """Return the correlations of all rows so far; the sums are used up."""
+        if self._waiting:
+            self._sum_up()
         means = [total / self.n for total in self._totals]
         squares = [np.diag(m).astype(np.float64) / self.n for m in self._sums[::2]]
         deviations = []
@@ -121,16 +174,6 @@ class _Moments:
                 target[i] *= np.float32(row_scale[i])
                 target[i] -= np.float32(row_mean[i] * row_scale[i]) * column_mean
         return self._sums
-
-
-def _caps(level: sparse.csr_array) -> NDArray[np.float32]:
-    """Return where values of each column are clipped, from the first block."""
-    power = np.bincount(level.indices, np.square(level.data, dtype=np.float64), level.shape[1])
-    count = np.bincount(level.indices, minlength=level.shape[1])
-    root = np.sqrt(power / np.maximum(count, 1))
-    # A column that is still absent is clipped as the typical other.
-    usual = float(np.median(root[root > 0])) if (root > 0).any() else 1.0
-    return np.asarray(_CLIP * np.where(root > 0, root, usual), dtype=np.float32)
 
 
 class _Sample:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
+import platform
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 from compute.settings import INPUT_KINDS, LearnSettings, Recipe
 from storage.references import Reference
 
-__all__ = ["code_commit", "facts", "lineage", "package_versions"]
+__all__ = ["code_commit", "facts", "lineage", "made_on", "package_versions"]
 
 
 def lineage(recipe: Recipe, steps: Sequence[Reference]) -> dict[str, Any]:
@@ -19,16 +21,50 @@ def lineage(recipe: Recipe, steps: Sequence[Reference]) -> dict[str, Any]:
     activations = steps[0].summary
     return {
         "model": recipe.model.source,
-        "weights_sha256": activations["weights_sha256"],
-        "data_sha256": activations["inputs_sha256"],
+        "weights_hash": activations["weights_sha256"],
+        "data_hash": activations["inputs_sha256"],
+        "model_dtype": activations["model_dtype"],
         "settings": recipe.told,
+        "resources": recipe.resources.model_dump(mode="json"),
         "code_commit": code_commit(),
         "packages": package_versions(),
         "upstream": {
-            step.step: {"fingerprint": step.fingerprint, "content_hash": step.content_hash}
+            step.step: {
+                "fingerprint": step.fingerprint,
+                "content_hash": step.content_hash,
+                "made_on": step.summary.get("made_on"),
+            }
             for step in steps
         },
     }
+
+
+def made_on(*, workers: int, threads: int, gpus: float = 0) -> dict[str, Any]:
+    """What the bytes of a step's result may depend on besides settings and inputs, by name.
+
+    Threads and accelerators are those of one worker, and workers the most that there may have been.
+    The machine is the one that starts them.
+    """
+    return {
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "cpus": os.cpu_count(),
+        "python": platform.python_version(),
+        "workers": workers,
+        "threads": threads,
+        "gpus": gpus,
+        "code_commit": code_commit(),
+        "packages": package_versions(),
+    }
+
+
+def _processor() -> str:
+    """The processor's name, as Linux gives it; elsewhere as Python does, which may be empty."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(errors="replace").splitlines() if info.is_file() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor()
 
 
 def facts(

@@ -71,7 +71,10 @@ def recover_graph(
     Returns
     -------
     ConceptGraph
-        Observed variables without an edge are left out; all active concepts are in.
+        Observed variables without an edge are left out; all active concepts are in. Further
+        columns of nodes are ``left_out`` and ``limited`` and, where there are any, the ids of its
+        ``twins`` and of the identical parts that it ``stands_for``, with spaces between: see
+        :class:`compute.graphs.EdgeRecovery`.
     """
     import ray
 
@@ -92,7 +95,8 @@ def recover_graph(
     edges: dict[str, list[Any]] = {name: [] for name in _EDGE_COLUMNS}
     nodes: dict[str, list[Any]] = {name: [] for name in _NODE_COLUMNS}
     used = np.unique(found[0]["part"])
-    _add_nodes(nodes, 0, used, label=[observed.labels[i] for i in used])
+    same = _ids_of(0, found[0]["identical_parts"])
+    _add_nodes(nodes, 0, used, label=[observed.labels[i] for i in used], stands_for=same)
     for number, _ in pairs:
         pair, level = found[number], number + 1
         alive = np.flatnonzero(frequencies[number] > 0)
@@ -104,16 +108,44 @@ def recover_graph(
             kind=pair["kind"][alive],
             form=pair["form"][alive],
             unexplained=pair["unexplained"][alive],
+            twins=_ids_of(level, np.vstack([pair["twins"], pair["twins"][:, ::-1]])),
+            stands_for=_ids_of(level, found[level]["identical_parts"]) if level in found else {},
+            left_out=pair["left_out"][alive],
+            limited=pair["limited"][alive],
         )
         edges["source"] += concept_ids(level - 1, pair["part"])
         edges["target"] += concept_ids(level, pair["whole"])
         for name in _EDGE_COLUMNS[2:]:
             edges[name] += pair[name].tolist()
+    # A column that says nothing of any node has no type.
+    for name in ("twins", "stands_for"):
+        if not any(nodes[name]):
+            del nodes[name]
     return ConceptGraph.from_columns(nodes, edges)
 
 
 _EDGE_COLUMNS = ("source", "target", "strength", "confidence", "sign", "stability")
-_NODE_COLUMNS = ("level", "index", "label", "frequency", "kind", "form", "unexplained")
+_NODE_COLUMNS = (
+    "level",
+    "index",
+    "label",
+    "frequency",
+    "kind",
+    "form",
+    "unexplained",
+    "twins",
+    "stands_for",
+    "left_out",
+    "limited",
+)
+
+
+def _ids_of(level: int, pairs: npt.NDArray[Any]) -> dict[int, str]:
+    """First of each pair → the ids of its seconds, in order."""
+    found: dict[int, list[int]] = {}
+    for first, second in pairs.tolist():
+        found.setdefault(first, []).append(second)
+    return {one: " ".join(concept_ids(level, sorted(others))) for one, others in found.items()}
 
 
 def _add_nodes(
@@ -125,7 +157,9 @@ def _add_nodes(
         elif name == "index":
             nodes[name] += index.tolist()
         else:
-            given = columns.get(name, [None] * len(index))
+            given = columns.get(name, {})
+            if isinstance(given, dict):
+                given = [given.get(i) for i in index.tolist()]
             nodes[name] += given.tolist() if isinstance(given, np.ndarray) else list(given)
 
 
@@ -158,4 +192,8 @@ def _recover_pair(
         "kind": result.kind,
         "form": result.form,
         "unexplained": result.unexplained,
+        "twins": result.twins,
+        "identical_parts": result.identical_parts,
+        "left_out": result.left_out,
+        "limited": result.limited,
     }

@@ -33,7 +33,9 @@ def model_card(manifest: Manifest) -> bytes:
     if manifest.metrics:
         parts += ["## Metrics\n", _table(("metric", "value"), _flat(manifest.metrics))]
     if manifest.lineage:
-        parts += ["## Lineage\n", _table(("what", "value"), _flat(manifest.lineage))]
+        # What each step was made on is for `strata artifacts reproduce`, and longer than the rest.
+        told = [row for row in _flat(manifest.lineage) if ".made_on." not in row[0]]
+        parts += ["## Lineage\n", _table(("what", "value"), told)]
     parts.append(
         f"Content hash `{manifest.content_hash}`. Check the files with "
         "`sha256sum --check SHA256SUMS`.\n"

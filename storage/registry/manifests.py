@@ -33,7 +33,8 @@ __all__ = [
     "shown_scores",
 ]
 
-SCHEMA_VERSION: Literal[1] = 1
+SCHEMA_VERSION: Literal[2] = 2
+"""Of manifests that are written; earlier ones are read as well."""
 LEVEL_SCORES = {
     "explained_variance": "explained variance",
     "l0": "L0",
@@ -109,7 +110,7 @@ class Manifest(BaseModel):
 
     model_config = _FROZEN
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1, 2] = SCHEMA_VERSION
     name: str
     version: int = Field(ge=1)
     status: Status

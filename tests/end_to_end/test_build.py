@@ -88,8 +88,13 @@ def test_the_artifact_says_where_it_comes_from(artifact, recipe):
     manifest = artifact.manifest
     assert manifest.version == 1
     lineage = manifest.lineage
-    for key in ("model", "weights_sha256", "data_sha256", "settings", "packages", "upstream"):
+    for key in ("model", "weights_hash", "data_hash", "settings", "packages", "upstream"):
         assert lineage[key], key
+    assert lineage["model_dtype"] == "float32"
+    for step in lineage["upstream"].values():
+        assert step["made_on"]["threads"] >= 1
+        assert step["made_on"]["workers"] >= 1
+    assert "made_on" not in manifest.metrics["graph"]
     assert lineage["settings"]["learn"]["k"] == 4
     assert {"torch", "zarr", "ray"} <= set(lineage["packages"])
     files = set(manifest.files)
