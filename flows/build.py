@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from prefect import flow
 
 from compute.cluster import disconnect
+from flows.current_run import note_flow_run
 from flows.recipe import Recipe
 from storage.references import Reference, Step
 from tasks.checking import check
@@ -50,6 +51,7 @@ def run_steps(recipe: Recipe, *, until: Step = "publish") -> dict[str, Reference
     until : str
         One of `STEPS`.
     """
+    note_flow_run()
     references: dict[str, Reference] = {}
     if until == "verify" and not recipe.verify.enabled:
         until = "recover"

@@ -16,7 +16,6 @@ from flows.services import (
     HOST,
     Running,
     allowed_seconds,
-    default_home,
     known_login,
     listen,
     login_of,

@@ -30,7 +30,8 @@ _PREFIX = "strata-"
 _LOCK = "owner"
 # Between the making of a folder and its lock there is an instant in which it looks abandoned.
 _UNLOCKED_SECONDS = 60.0
-_STOP_SECONDS = 5.0
+# Who is to end lost its owner, and has nothing to save.
+_STOP_SECONDS = 2.0
 # A socket's path has at most 107 characters, of which Ray's own names below the folder take 75.
 _LONGEST = 107 - 75 - len(f"/{_PREFIX}12345678/")
 

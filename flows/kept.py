@@ -1,0 +1,83 @@
+"""The child that a kept command runs in (:mod:`flows.keeper`)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+from compute.machine.leftovers import end_processes, owned_folder
+
+__all__ = ["run_kept"]
+
+_ending = threading.Event()
+
+
+def run_kept(line: int, log: Path | None) -> None:
+    """Run the command line until it ends, or until the parent says that it is to.
+
+    Parameters
+    ----------
+    line : int
+        Descriptor on which the parent says the number of the signal that it was told to end by. The
+        line ends when the parent does.
+    log : Path, optional
+        Where tracebacks and the log of the run go, and not to the terminal.
+    """
+    threading.Thread(target=_await_end, args=(line,), daemon=True).start()
+    _keep_temporary_files()
+    from flows.cli import begin
+    from flows.failures import say_failure
+    from flows.run_log import keep_log
+
+    keep_log(log)
+    try:
+        begin()
+    except BaseException as error:
+        if _ending.is_set():
+            # The other thread ends this process; what was raised here comes of that.
+            threading.Event().wait()
+        if isinstance(error, SystemExit):
+            raise
+        sys.exit(say_failure(error, log))
+
+
+def _keep_temporary_files() -> None:
+    """Have what libraries put into the temporary directory go with this process."""
+    before = Path(tempfile.gettempdir())
+    folder = owned_folder()
+    if folder.parent == before:
+        own = folder / "tmp"
+        own.mkdir(mode=0o700)
+        # What dead processes have left is still looked for where it lies.
+        os.environ.setdefault("RAY_TMPDIR", str(before))
+        os.environ["TMPDIR"] = str(own)
+        tempfile.tempdir = None
+
+
+def _await_end(line: int) -> None:
+    """End this process when the parent says so, or has ended.
+
+    Not by an exception in the main thread, which may be anywhere: in Ray, which starts, in a
+    download, in a product of matrices.
+    """
+    told = os.read(line, 1)
+    _ending.set()
+    from flows.current_run import end_flow_run
+
+    with contextlib.suppress(Exception):
+        if told:
+            name = signal.Signals(told[0]).name
+            end_flow_run("CANCELLED", f"Ended by {'Ctrl-C' if name == 'SIGINT' else name}.")
+        else:
+            end_flow_run("CRASHED", "The command of this run was killed.")
+    if told:
+        os._exit(128 + told[0])
+    # Nobody is left who would clear this up before the next command.
+    with contextlib.suppress(Exception):
+        end_processes(owned_folder())
+    os._exit(128 + signal.SIGKILL)
