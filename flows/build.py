@@ -14,7 +14,7 @@ from tasks.checking import check
 from tasks.encoding import encode
 from tasks.extracting import extract
 from tasks.learning import learn
-from tasks.logs import worker_logs
+from tasks.logs import run_lines
 from tasks.publishing import publish
 from tasks.recovering import recover
 from tasks.verifying import verify
@@ -56,7 +56,7 @@ def run_steps(recipe: Recipe, *, until: Step = "publish") -> dict[str, Reference
     if until == "verify" and not recipe.verify.enabled:
         until = "recover"
     try:
-        with worker_logs():
+        with run_lines():
             for reference in _steps(recipe):
                 references[reference.step] = reference
                 if reference.step == until:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -108,13 +110,15 @@ def run(recipe: RecipeArgument, settings: SetOption = [], store: StoreOption = N
         run_training(training, out.print)
         return
     chosen = _recipe(recipe, settings, store)
-    server_answers = _begin_server()
-    found = _check(chosen)
-    from flows.build import build
-    from tasks.checking import already_checked
-
-    server_answers()
     err.print(f"[bold]strata[/] runs {chosen.name!r} into {escape(chosen.store)}")
+    server_answers = _begin_server()
+    with _said() as say:
+        found = _check(chosen)
+        say("waits for the Prefect server of this run")
+        from flows.build import build
+        from tasks.checking import already_checked
+
+        server_answers()
     with already_checked(chosen, found):
         references = build(chosen)
     _summary(references)
@@ -185,12 +189,26 @@ def _check(recipe: Recipe) -> RunPlan:
         raise BadInput(str(error)) from error
 
 
+@contextlib.contextmanager
+def _said() -> Iterator[Callable[[str], None]]:
+    """Show what is waited for, until a flow does so; gives what says more of it."""
+    log = logging.getLogger("strata")
+    before, handler = log.level, logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("  %(message)s"))
+    log.setLevel(logging.INFO)
+    log.addHandler(handler)
+    try:
+        yield log.info
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before)
+
+
 def _begin_server() -> Callable[[], None]:
     """Begin to start a server if there is none, and give back what waits until it answers."""
     # Prefect's log lines stay off a terminal that shows progress bars; the API gets them all.
     if err.is_terminal:
-        for handler in ("CONSOLE", "CONSOLE_FLOW_RUNS", "CONSOLE_TASK_RUNS"):
-            os.environ.setdefault(f"PREFECT_LOGGING_HANDLERS_{handler}_LEVEL", "WARNING")
+        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "WARNING")
     from flows.temporary_server import begin_server
 
     return begin_server()

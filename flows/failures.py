@@ -75,14 +75,20 @@ def failure_of(error: BaseException) -> Failure:
     while isinstance(inner := getattr(cause, "cause", None), BaseException):
         frames = _FRAME.findall(str(cause))
         cause = inner
+    kind, text = type(cause).__name__, _plain(cause).strip()
+    refused = isinstance(cause, ValueError)
+    if getattr(cause, "actor_init_failed", False):
+        # Of what a worker raised while it started, Ray keeps nothing but text.
+        frames = _FRAME.findall(text)
+        kind, _, text = text.splitlines()[-1].partition(": ")
+        refused = kind == ValueError.__name__
     ours = bool(frames) and str(frames[-1]).startswith(_ROOMS)
-    if isinstance(cause, PermissionError | Damaged) or (ours and isinstance(cause, ValueError)):
-        return Failure(_plain(cause), refused=True)
-    lines = [line for line in _plain(cause).splitlines() if line.strip()]
-    told = f"{type(cause).__name__}: {lines[0][:_LONGEST]}" if lines else type(cause).__name__
+    if isinstance(cause, PermissionError | Damaged) or (ours and refused):
+        return Failure(text, refused=True)
+    first = next((line for line in text.splitlines() if line.strip()), "no reason was given")
     return Failure(
-        f"{told.rstrip('.')}. This is no refusal of what was asked for: what is done is kept, and "
-        "the same command goes on where it stopped.",
+        f"{kind}: {first[:_LONGEST].rstrip('.')}. This is no refusal of what was asked for: what "
+        "is done is kept, and the same command goes on where it stopped.",
         refused=False,
     )
 

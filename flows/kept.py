@@ -72,12 +72,17 @@ def _await_end(line: int) -> None:
     with contextlib.suppress(Exception):
         if told:
             name = signal.Signals(told[0]).name
-            end_flow_run("CANCELLED", f"Ended by {'Ctrl-C' if name == 'SIGINT' else name}.")
+            by = "Ctrl-C" if name == "SIGINT" else name
+            end_flow_run("CANCELLED", f"Ended by {by}; the same command goes on here.")
         else:
             end_flow_run("CRASHED", "The command of this run was killed.")
     if told:
         os._exit(128 + told[0])
-    # Nobody is left who would clear this up before the next command.
+    # Nobody is left who would clear this up before the next command, or who reads what the main
+    # thread makes of it.
     with contextlib.suppress(Exception):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.dup2(nowhere, sys.stderr.fileno())
         end_processes(owned_folder())
     os._exit(128 + signal.SIGKILL)

@@ -27,11 +27,14 @@ def keep_log(path: Path | None) -> None:
 
 def begin_log() -> None:
     """Write what is logged to the file of this command, once Prefect has set its logging up."""
-    if not _log:
-        return
     import prefect.main  # noqa: F401 - it sets its logging up when it is imported
 
     root = logging.getLogger()
+    for handler in root.handlers:
+        # What Strata itself says is shown by the command, or by the run.
+        handler.addFilter(lambda record: record.name != "strata")
+    if not _log:
+        return
     for handler in root.handlers:
         handler.setFormatter(_OneLine(handler.formatter or logging.Formatter()))
     file = logging.FileHandler(_log.pop(), encoding="utf-8", delay=True)
