@@ -19,9 +19,10 @@ from pathlib import Path
 
 from flows.home import default_home
 
-__all__ = ["CommandNote", "forget_killed", "goes_on"]
+__all__ = ["CommandNote", "forget_killed", "goes_on", "lost_runs"]
 
 _FOLDER = "commands"
+_RUN = ".run"
 _LOGS_KEPT = 20
 # Commands that keep what they have done, and do not do it again.
 _GO_ON = ("run", "doctor")
@@ -70,10 +71,23 @@ class CommandNote:
         """Where the command writes its log; it stays when the command has ended."""
         return self.path.with_suffix(".log")
 
-    def remove(self) -> None:
-        """Remove the note: whoever reads the terminal was told how the command ended."""
+    @property
+    def run(self) -> Path:
+        """Where the command notes its flow run."""
+        return self.path.with_suffix(_RUN)
+
+    def remove(self, *, run_ended: bool) -> None:
+        """Remove the note: whoever reads the terminal was told how the command ended.
+
+        Parameters
+        ----------
+        run_ended : bool
+            Whether the command has ended its flow run; otherwise the next one does.
+        """
         with contextlib.suppress(OSError):
             self.path.unlink()
+            if run_ended:
+                self.run.unlink(missing_ok=True)
         os.close(self.lock)
 
 
@@ -97,6 +111,12 @@ def forget_killed() -> list[str]:
             finally:
                 os.close(lock)
     return told
+
+
+def lost_runs() -> list[Path]:
+    """Notes of flow runs whose commands were killed: each file holds the id of one."""
+    found = (default_home() / _FOLDER).glob(f"*{_RUN}")
+    return [path for path in found if not path.with_suffix(".json").exists()]
 
 
 def _sentence(note: dict[str, str], log: Path) -> str:

@@ -47,24 +47,26 @@ def _keep(words: Sequence[str]) -> int:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, lambda number, _: heard.append(number))
     read, write = os.pipe()
-    note_of = CommandNote.write(words)
+    note = CommandNote.write(words)
     child = os.fork()
     if child == 0:
         os.close(write)
-        if note_of is not None:
-            os.close(note_of.lock)
+        if note is not None:
+            os.close(note.lock)
         _leave_signals_to_parent()
         from flows.kept import run_kept
 
-        run_kept(read, note_of.log if note_of is not None else None)
+        run_kept(read, note)
         # As if this process had been begun so: with whatever ends at exit.
         sys.exit(0)
     os.close(read)
-    code = _wait(child, write, heard)
+    status = _wait(child, write, heard)
+    # Killed here, if it took too long to end as it was told; or by others.
+    code = status if status >= 0 else 128 + (heard[0] if heard else -status)
     if code > 128:
-        _clear(code - 128, heard, words, note_of.log if note_of is not None else None)
-    if note_of is not None:
-        note_of.remove()
+        _clear(code - 128, heard, words, note.log if note is not None else None)
+    if note is not None:
+        note.remove(run_ended=status >= 0)
     return code
 
 
@@ -77,16 +79,18 @@ def _leave_signals_to_parent() -> None:
 
 
 def _wait(child: int, write: int, heard: list[int]) -> int:
-    """Wait for the child's end, pass on the first signal, and see to it that it does end."""
+    """Wait for the child's end, pass on the first signal, and see to it that it does end.
+
+    Returns
+    -------
+    int
+        Its exit code, or the number of the signal that killed it, negative.
+    """
     deadline = float("inf")
     while True:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
-            code = os.waitstatus_to_exitcode(status)
-            if code >= 0:
-                return code
-            # Killed here, since it took too long to end as it was told; or by others.
-            return 128 + (heard[0] if heard else -code)
+            return os.waitstatus_to_exitcode(status)
         if heard and deadline == float("inf"):
             deadline = time.monotonic() + _CHILD_SECONDS
             with contextlib.suppress(BrokenPipeError):

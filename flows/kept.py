@@ -11,13 +11,14 @@ import threading
 from pathlib import Path
 
 from compute.machine.leftovers import end_processes, owned_folder
+from flows.command_notes import CommandNote
 
 __all__ = ["run_kept"]
 
 _ending = threading.Event()
 
 
-def run_kept(line: int, log: Path | None) -> None:
+def run_kept(line: int, note: CommandNote | None) -> None:
     """Run the command line until it ends, or until the parent says that it is to.
 
     Parameters
@@ -25,16 +26,20 @@ def run_kept(line: int, log: Path | None) -> None:
     line : int
         Descriptor on which the parent says the number of the signal that it was told to end by. The
         line ends when the parent does.
-    log : Path, optional
-        Where tracebacks and the log of the run go, and not to the terminal.
+    note : CommandNote, optional
+        Of this command; it says where tracebacks and the log of the run go, and not to the
+        terminal.
     """
+    log = note.log if note is not None else None
     threading.Thread(target=_await_end, args=(line,), daemon=True).start()
     _keep_temporary_files()
     from flows.cli import begin
+    from flows.current_run import keep_run
     from flows.failures import say_failure
     from flows.run_log import keep_log
 
     keep_log(log)
+    keep_run(note.run if note is not None else None)
     try:
         begin()
     except BaseException as error:

@@ -10,6 +10,8 @@ import logging
 import re
 from pathlib import Path
 
+from tasks.terminal import terminal
+
 __all__ = ["begin_log", "keep_log"]
 
 _FORM = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
@@ -28,11 +30,15 @@ def keep_log(path: Path | None) -> None:
 def begin_log() -> None:
     """Write what is logged to the file of this command, once Prefect has set its logging up."""
     import prefect.main  # noqa: F401 - it sets its logging up when it is imported
+    from prefect.logging.handlers import PrefectConsoleHandler
 
     root = logging.getLogger()
     for handler in root.handlers:
         # What Strata itself says is shown by the command, or by the run.
         handler.addFilter(lambda record: record.name != "strata")
+        if terminal.is_terminal and isinstance(handler, PrefectConsoleHandler):
+            # Above the bars, and not across them.
+            handler.console = terminal
     if not _log:
         return
     for handler in root.handlers:

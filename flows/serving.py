@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.markup import escape
 
+from flows.home import default_home
 from flows.recipe import BadInput, Recipe
 from flows.services import (
     HOST,

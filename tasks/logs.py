@@ -27,7 +27,7 @@ def run_lines() -> Iterator[None]:
     def said(line: str, level: int = logging.INFO) -> None:
         logger.log(level, "%s", line)
         if terminal.is_terminal and level == logging.INFO:
-            terminal.print(f"  {line}", markup=False, style="dim")
+            terminal.print(f"  {line}", style="dim")
 
     def worker(line: str) -> None:
         who, mark, told = line.partition(WORKER_MARK)

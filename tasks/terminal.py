@@ -4,4 +4,4 @@ from rich.console import Console
 
 __all__ = ["terminal"]
 
-terminal = Console(stderr=True, highlight=False)
+terminal = Console(stderr=True, highlight=False, markup=False)

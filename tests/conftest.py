@@ -74,6 +74,7 @@ def local_ray():
     """One Ray cluster with two CPUs for all tests that need one."""
     import ray
 
+    from compute.machine.leftovers import owned_folder
     from compute.machine.local_ray import loopback_only
 
     with loopback_only():
@@ -84,6 +85,8 @@ def local_ray():
             log_to_driver=False,
             logging_level="ERROR",
             _node_ip_address="127.0.0.1",
+            # Its session goes with this process.
+            _temp_dir=str(owned_folder() / "ray"),
         )
     yield
     ray.shutdown()

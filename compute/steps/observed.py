@@ -71,20 +71,20 @@ def observed_variables(
     values = np.array(chosen, dtype=np.int64)
     if isinstance(samples, Corpus):
         labels = tuple(samples.vocabulary.get(token, str(token)) for token in chosen)
-        found = ObservedVariables(values, labels)
+        variables = ObservedVariables(values, labels)
     else:
         _, across = samples.grid
         places = tuple(f"row {v // across + 1}, column {v % across + 1}" for v in chosen)
         words, labels = _words(samples, settings.min_token_count)
-        found = ObservedVariables(values, places + labels, words if labels else None)
-    if not found.labels:
+        variables = ObservedVariables(values, places + labels, words if labels else None)
+    if not variables.labels:
         _log.warning(
             "nothing is in recover.min_token_count = %d rows, the most frequent is in %d: the "
             "observed level is empty; lower it for edges into level 1",
             settings.min_token_count,
             max(counts.values(), default=0),
         )
-    return found
+    return variables
 
 
 def _words(gallery: Gallery, least: int) -> tuple[Any, tuple[str, ...]]:

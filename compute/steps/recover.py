@@ -150,7 +150,7 @@ def _recover_pair(
     below = vstack(parts).tocsr()
     if not below.shape[1]:
         # No part that could be found: as if there were one that is never active.
-        below = csr_matrix((below.shape[0], 1), dtype=np.float32)
+        below = csr_matrix(np.zeros((below.shape[0], 1), dtype=np.float32))
     result = recover_edges(below, vstack(wholes).tocsr())
     return {
         "part": result.part,
