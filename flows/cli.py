@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -28,6 +26,7 @@ from flows.services import known_login
 from flows.stack_command import register as register_stack
 from flows.steer_command import steer
 from flows.training_recipes import TRAININGS, load_training
+from flows.waiting import waiting_told
 from storage.locations import without_secrets
 from storage.sealing.damage import Damaged
 
@@ -110,15 +109,15 @@ def run(recipe: RecipeArgument, settings: SetOption = [], store: StoreOption = N
         run_training(training, out.print)
         return
     chosen = _recipe(recipe, settings, store)
-    err.print(f"[bold]strata[/] runs {chosen.name!r} into {escape(chosen.store)}")
     server_answers = _begin_server()
-    with _said() as say:
+    with waiting_told() as say:
         found = _check(chosen)
         say("waits for the Prefect server of this run")
         from flows.build import build
         from tasks.checking import already_checked
 
         server_answers()
+    err.print(f"[bold]strata[/] runs {chosen.name!r} into {escape(chosen.store)}")
     with already_checked(chosen, found):
         references = build(chosen)
     _summary(references)
@@ -185,23 +184,8 @@ def _check(recipe: Recipe) -> RunPlan:
 
     try:
         return check(recipe)
-    except ValueError as error:
+    except (ValueError, PermissionError) as error:
         raise BadInput(str(error)) from error
-
-
-@contextlib.contextmanager
-def _said() -> Iterator[Callable[[str], None]]:
-    """Show what is waited for, until a flow does so; gives what says more of it."""
-    log = logging.getLogger("strata")
-    before, handler = log.level, logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("  %(message)s"))
-    log.setLevel(logging.INFO)
-    log.addHandler(handler)
-    try:
-        yield log.info
-    finally:
-        log.removeHandler(handler)
-        log.setLevel(before)
 
 
 def _begin_server() -> Callable[[], None]:

@@ -41,7 +41,9 @@ def test_values_that_the_store_cannot_hold(tiny_recipe, loud_model, tmp_path, st
     done = strata("run", str(recipe), env=os.environ | {"STRATA_HOME": str(tmp_path / "home")})
     assert done.returncode == 2
     *before, last = done.stderr.strip().splitlines()
-    assert last.startswith("error: level 'layer-02' has an activation that is not finite in float16")
+    assert last.startswith(
+        "error: level 'layer-02' has an activation that is not finite in float16"
+    )
     assert last.endswith("choose extract.dtype=bfloat16 or float32.")
     assert "Traceback" not in done.stderr
     assert len(before) < 30

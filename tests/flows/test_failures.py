@@ -140,3 +140,19 @@ def test_a_hub_that_does_not_answer_is_asked_once(tiny_recipe, tmp_path, strata)
         "error: source 'somebody/model' is no folder here and not on the hub or in its cache; "
         "check the name, or go online"
     )
+
+
+def test_what_is_waited_for_is_said_where_it_takes_long(capsys, monkeypatch):
+    import logging
+    import time
+
+    from flows import waiting
+
+    monkeypatch.setattr(waiting, "_SILENT_SECONDS", 0.3)
+    with waiting.waiting_told() as say:
+        logging.getLogger("strata").info("is soon done")
+        say("takes %d minutes", 5)
+        time.sleep(0.6)
+        say("never comes to an end")
+    time.sleep(0.6)
+    assert capsys.readouterr().err == "  takes 5 minutes\n"
