@@ -191,10 +191,11 @@ def test_a_killed_run_is_told_by_the_next_command_and_gone_on_with(run):
     assert list(run.temporary.iterdir()) == []
     assert run.strata("recipes").stderr == ""
 
-    begun = list(run.folder.glob("store/extract/*/sealed.json"))[0].stat().st_mtime_ns
+    (sealed,) = run.folder.glob("store/extract/*/sealed.json")
+    before = sealed.stat().st_mtime_ns
     again = run.strata("run", str(run.recipe), "--set", "learn.steps=60")
     assert again.returncode == 0, again.stderr
-    assert list(run.folder.glob("store/extract/*/sealed.json"))[0].stat().st_mtime_ns == begun
+    assert sealed.stat().st_mtime_ns == before
     assert run.states == ["CRASHED", "COMPLETED"]
     # A run that ends well leaves as little.
     assert list(run.temporary.iterdir()) == []
