@@ -14,8 +14,11 @@ import sys
 import pytest
 import torch
 
+from compute.machine.leftovers import owned_folder
 from tests.tiny import make_model, make_texts, tiny_values
 
+# Notes and logs of commands are none of this user's own.
+os.environ.setdefault("STRATA_HOME", str(owned_folder() / "home"))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -74,7 +77,6 @@ def local_ray():
     """One Ray cluster with two CPUs for all tests that need one."""
     import ray
 
-    from compute.machine.leftovers import owned_folder
     from compute.machine.local_ray import loopback_only
 
     with loopback_only():
