@@ -21,7 +21,7 @@ from flows.command_notes import CommandNote, goes_on
 __all__ = ["main"]
 
 # Commands that may start Ray, or a flow.
-_KEPT = ("run", "steer", "doctor", "estimate")
+_KEPT = ("run", "check", "steer", "doctor", "estimate")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # What the child has to tell the API of its end; ten seconds are promised for all of it.
 _CHILD_SECONDS = 4.0

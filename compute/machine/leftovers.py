@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["MARK", "clear_leftovers", "end_processes", "owned_folder"]
+__all__ = ["MARK", "clear_leftovers", "end_processes", "folder_of_owner", "owned_folder"]
 
 MARK = "STRATA_OWNED_BY"
 """Variable in the environment of processes that end with their owner: the owner's folder."""
@@ -49,6 +49,12 @@ def owned_folder() -> Path:
         _own[os.getpid()] = folder
         atexit.register(_give_up, os.getpid(), folder, lock)
     return _own[os.getpid()]
+
+
+def folder_of_owner() -> Path | None:
+    """The folder of the process that this one works for, or is; None if there is none."""
+    found = Path(os.environ[MARK]) if MARK in os.environ else _own.get(os.getpid())
+    return found if found is not None and found.is_dir() else None
 
 
 def clear_leftovers() -> list[Path]:

@@ -1,6 +1,7 @@
 """The last words of a command that failed: a sentence, and where the rest is."""
 
 import os
+import stat
 import subprocess
 import sys
 
@@ -156,3 +157,19 @@ def test_what_is_waited_for_is_said_where_it_takes_long(capsys, monkeypatch):
         say("never comes to an end")
     time.sleep(0.6)
     assert capsys.readouterr().err == "  takes 5 minutes\n"
+
+
+def test_notes_and_logs_are_their_owners(tmp_path, strata):
+    home = tmp_path / "home"
+    environment = os.environ | {"STRATA_HOME": str(home)}
+    strata("doctor", str(tmp_path / "nothing"), env=environment)
+    assert stat.S_IMODE((home / "commands").stat().st_mode) == 0o700
+    program = (
+        "import stat; from flows.command_notes import CommandNote\n"
+        "note = CommandNote.write(['run', 'x'])\n"
+        "print(oct(stat.S_IMODE(note.path.stat().st_mode)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True
+    )
+    assert done.stdout == "0o600\n"
