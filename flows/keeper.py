@@ -26,6 +26,8 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # What the child has to tell the API of its end; ten seconds are promised for all of it.
 _CHILD_SECONDS = 4.0
 _LOOK_SECONDS = 0.05
+# `timeout` and managers of services send a signal twice; a person does so later.
+_TWICE_SECONDS = 1.0
 _SHOW_CURSOR = "\r\x1b[2K\x1b[?25h"
 
 
@@ -41,11 +43,7 @@ def main() -> None:
 
 def _keep(words: Sequence[str]) -> int:
     """Run a command in a child, and return the exit code: its own, or 128 and a signal's number."""
-    heard: list[int] = []
-    for number in _SIGNALS:
-        # Who has begun this command may have it hear nothing, as `nohup` does.
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, lambda number, _: heard.append(number))
+    heard = _hear()
     read, write = os.pipe()
     note = CommandNote.write(words)
     child = os.fork()
@@ -68,6 +66,24 @@ def _keep(words: Sequence[str]) -> int:
     if note is not None:
         note.remove(run_ended=status >= 0)
     return code
+
+
+def _hear() -> list[int]:
+    """Listen to what ends a command; the list grows by what is heard."""
+    heard: list[int] = []
+    last = -_TWICE_SECONDS
+
+    def note(number: int, _: object) -> None:
+        nonlocal last
+        before, last = last, time.monotonic()
+        if not heard or last - before > _TWICE_SECONDS:
+            heard.append(number)
+
+    for number in _SIGNALS:
+        # Who has begun this command may have it hear nothing, as `nohup` does.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, note)
+    return heard
 
 
 def _leave_signals_to_parent() -> None:
