@@ -22,6 +22,7 @@ from compute.machine.local_ray import environment_of_ray, loopback_only, patienc
 from compute.settings import ResourceSettings
 
 __all__ = [
+    "WORKER_MARK",
     "ActorPool",
     "Progress",
     "actor_options",
@@ -50,6 +51,7 @@ def silent(done: int, total: int, /) -> None:
     """Progress that nobody watches."""
 
 
+_log = logging.getLogger("strata")
 _connected_here = False
 _HANDLER = "strata"
 _MAX_LOSSES = 3
@@ -58,6 +60,8 @@ _STARTS = 3
 _SESSIONS = "ray"
 # Between looks at whether the cluster is still there, while nothing ends.
 _CHECK_SECONDS = 20.0
+WORKER_MARK = "strata: "
+"""What the lines of :func:`worker_log` begin with; libraries print others."""
 _listeners: list[Callable[[str], None]] = []
 # Ray's log monitor looks for new lines a few times a second.
 _LATE_LINES_SECONDS = 0.5
@@ -95,6 +99,7 @@ def connect() -> None:
         Config.initialize("")
     ended = signal.getsignal(signal.SIGTERM)
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": bool(_listeners)}
+    _log.info("connects to Ray at %s" if address else "starts Ray on this machine%s", address or "")
     if address:
         near = address.startswith(("127.0.0.1:", "localhost:"))
         with loopback_only() if near else contextlib.nullcontext():
@@ -145,7 +150,7 @@ def _start_local(options: Mapping[str, Any]) -> None:
                     "have ended; if the machine is busy, try again when it is less so, or allow "
                     "more time by STRATA_START_SECONDS."
                 ) from error
-            logging.getLogger(__name__).warning("Ray did not start: %s It is started again.", error)
+            _log.warning("Ray did not start: %s It is started again.", error)
 
 
 def disconnect() -> None:
@@ -189,7 +194,9 @@ def worker_log() -> logging.Logger:
     """The log of a worker: each line is printed, which is what Ray carries to the driver."""
     log = logging.getLogger("strata.worker")
     if not log.handlers:
-        log.addHandler(logging.StreamHandler())
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter(f"{WORKER_MARK}%(message)s"))
+        log.addHandler(handler)
         log.setLevel(logging.INFO)
         log.propagate = False
     return log
@@ -229,6 +236,7 @@ def actor_pool(make: Callable[[], Any], n_actors: int) -> Iterator[ActorPool]:
         Returns a new actor handle. Ray need not restart it: a lost one is made anew.
     n_actors : int
     """
+    _log.info("waits for %d %s to start", n_actors, "worker" if n_actors == 1 else "workers")
     pool = ActorPool(make, n_actors)
     try:
         yield pool
@@ -283,7 +291,8 @@ class ActorPool:
         Raises
         ------
         ray.exceptions.RayActorError
-            If a task's actor was lost four times, or four actors ended while they started.
+            If a task's actor was lost four times, four actors ended while they started, or one
+            raised something.
         """
         import ray
 
@@ -335,9 +344,10 @@ class ActorPool:
         actor = self._starting.pop(ready)
         try:
             ray.get(ready)
-        except ray.exceptions.RayActorError:
+        except ray.exceptions.RayActorError as error:
             self._failed_starts += 1
-            if self._failed_starts > _MAX_LOSSES:
+            # What was raised in it would be raised in the next one, too.
+            if error.actor_init_failed or self._failed_starts > _MAX_LOSSES:
                 raise
             self._add()
             return

@@ -1,5 +1,5 @@
 """`python -m flows` is `strata`."""
 
-from flows.cli import main
+from flows.keeper import main
 
 main()

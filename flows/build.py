@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator
 from prefect import flow
 
 from compute.cluster import disconnect
+from flows.current_run import note_flow_run
 from flows.recipe import Recipe
 from storage.references import Reference, Step
 from tasks.checking import check
 from tasks.encoding import encode
 from tasks.extracting import extract
 from tasks.learning import learn
-from tasks.logs import worker_logs
+from tasks.logs import run_lines
 from tasks.publishing import publish
 from tasks.recovering import recover
 from tasks.verifying import verify
@@ -57,11 +58,12 @@ def run_steps(
     enough : callable
         Told each reference; true of one that is to be the last.
     """
+    note_flow_run()
     references: dict[str, Reference] = {}
     if until == "verify" and not recipe.verify.enabled:
         until = "recover"
     try:
-        with worker_logs():
+        with run_lines():
             for reference in _steps(recipe):
                 references[reference.step] = reference
                 if enough(reference) or reference.step == until:

@@ -15,21 +15,25 @@ from rich.table import Table
 
 from compute.machine.leftovers import clear_leftovers
 from flows.artifacts_command import artifacts
+from flows.command_notes import forget_killed
 from flows.doctor_command import doctor
+from flows.failures import refuse
+from flows.home import default_home
 from flows.options import StoreOption
 from flows.plain_words import plain, plain_markup
 from flows.recipe import BadInput, Recipe, load_recipe, recipe_names
-from flows.services import default_home, known_login
+from flows.services import known_login
 from flows.stack_command import register as register_stack
 from flows.steer_command import steer
 from flows.training_recipes import TRAININGS, load_training
+from flows.waiting import waiting_told
 from storage.locations import without_secrets
 from storage.sealing.damage import Damaged
 
 if TYPE_CHECKING:
     from compute.steps.plan import RunPlan
 
-__all__ = ["app", "main"]
+__all__ = ["app", "begin", "main"]
 
 app = typer.Typer(
     name="strata",
@@ -65,15 +69,23 @@ SetOption = Annotated[
 def main() -> None:
     """Run the command line; bad input and damage end with one sentence and exit code 2."""
     try:
-        _begin()
-        app()
+        begin()
     except (BadInput, PermissionError, Damaged) as error:
-        _refuse(error)
+        refuse(error)
+        sys.exit(2)
 
 
-def _begin() -> None:
-    """Clear what killed commands left, and find the password of a server of this user's own."""
+def begin() -> None:
+    """Clear what killed commands left and tell of them, and run the command of ``sys.argv``."""
     clear_leftovers()
+    for sentence in forget_killed():
+        err.print(f"[yellow]{escape(plain(without_secrets(sentence)))}[/]", soft_wrap=True)
+    _find_login()
+    app()
+
+
+def _find_login() -> None:
+    """Find the password of a server of this user's own."""
     api = os.environ.get("PREFECT_API_URL")
     if api and not {"PREFECT_API_AUTH_STRING", "PREFECT_API_KEY"} & os.environ.keys():
         login = known_login(api, default_home())
@@ -98,11 +110,13 @@ def run(recipe: RecipeArgument, settings: SetOption = [], store: StoreOption = N
         return
     chosen = _recipe(recipe, settings, store)
     server_answers = _begin_server()
-    found = _check(chosen)
-    from flows.build import build
-    from tasks.checking import already_checked
+    with waiting_told() as say:
+        found = _check(chosen)
+        say("waits for the Prefect server of this run")
+        from flows.build import build
+        from tasks.checking import already_checked
 
-    server_answers()
+        server_answers()
     err.print(f"[bold]strata[/] runs {chosen.name!r} into {escape(chosen.store)}")
     with already_checked(chosen, found):
         references = build(chosen)
@@ -170,7 +184,7 @@ def _check(recipe: Recipe) -> RunPlan:
 
     try:
         return check(recipe)
-    except ValueError as error:
+    except (ValueError, PermissionError) as error:
         raise BadInput(str(error)) from error
 
 
@@ -178,8 +192,7 @@ def _begin_server() -> Callable[[], None]:
     """Begin to start a server if there is none, and give back what waits until it answers."""
     # Prefect's log lines stay off a terminal that shows progress bars; the API gets them all.
     if err.is_terminal:
-        for handler in ("CONSOLE", "CONSOLE_FLOW_RUNS", "CONSOLE_TASK_RUNS"):
-            os.environ.setdefault(f"PREFECT_LOGGING_HANDLERS_{handler}_LEVEL", "WARNING")
+        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "WARNING")
     from flows.temporary_server import begin_server
 
     return begin_server()
@@ -218,8 +231,3 @@ def _summary(references: dict[str, Any]) -> None:
     for name, reference in references.items():
         spent.add_row(name, f"{reference.seconds:.1f}")
     out.print(spent)
-
-
-def _refuse(error: Exception) -> None:
-    err.print(f"[bold red]error:[/] {escape(plain(without_secrets(str(error))))}", soft_wrap=True)
-    sys.exit(2)

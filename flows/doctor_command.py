@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 from rich.console import Console
 
+from flows.failures import failure_of
 from flows.plain_words import plain_markup
 from flows.recipe import BadInput, Recipe, load_recipe, recipe_names
 
@@ -66,7 +67,8 @@ def doctor(
             findings = _look(recipe.store)
             if findings == before:
                 if failure is not None:
-                    err.print(f"[red]not mended[/] {plain_markup(str(failure))}", soft_wrap=True)
+                    reason = plain_markup(failure_of(failure).sentence)
+                    err.print(f"[red]not mended[/] {reason}", soft_wrap=True)
                 break
         if repair and any(map(_can_be_mended, findings)):
             err.print(

@@ -23,7 +23,6 @@ __all__ = [
     "HOST",
     "Running",
     "allowed_seconds",
-    "default_home",
     "healthy",
     "known_login",
     "listen",
@@ -97,14 +96,6 @@ class Running:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(left, timeout=5)
-
-
-def default_home() -> Path:
-    """Where notes, logs and secrets are kept: ``STRATA_HOME``, or the user's state folder."""
-    if home := os.environ.get("STRATA_HOME"):
-        return Path(home).expanduser()
-    state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
-    return Path(state).expanduser() / "strata"
 
 
 def read_notes(path: Path) -> list[Running]:

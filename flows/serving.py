@@ -11,12 +11,12 @@ from typing import Any
 
 from rich.markup import escape
 
+from flows.home import default_home
 from flows.recipe import BadInput, Recipe
 from flows.services import (
     HOST,
     Running,
     allowed_seconds,
-    default_home,
     known_login,
     listen,
     login_of,

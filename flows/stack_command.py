@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flows.home import default_home
 from flows.options import StoreOption
 from flows.recipe import BadInput
-from flows.services import HOST, Running, default_home
+from flows.services import HOST, Running
 from flows.stack import Settings, Stack, describe
 
 __all__ = ["register"]

@@ -6,6 +6,7 @@ from typing import Any
 
 from prefect import flow
 
+from flows.current_run import note_flow_run
 from tasks.steering import SteerParameters
 from tasks.steering import steer as steer_task
 
@@ -25,4 +26,5 @@ def steer(what: SteerParameters) -> dict[str, Any]:
     dict
         The page's URL, the concepts, and the scores.
     """
+    note_flow_run()
     return steer_task(what)

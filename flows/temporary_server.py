@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 from compute.machine.leftovers import MARK, owned_folder
 from flows.credentials import new_login
+from flows.run_log import begin_log
 from flows.services import (
     HOST,
     allowed_seconds,
@@ -48,6 +49,7 @@ def begin_server() -> Callable[[], None]:
     """
     from prefect.settings import get_current_settings
 
+    begin_log()
     settings = get_current_settings()
     if settings.api.url or not settings.server.ephemeral.enabled:
         return lambda: None

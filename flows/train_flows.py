@@ -13,6 +13,7 @@ from compute.models.own.training_settings import (
     SpriteSettings,
     TextSettings,
 )
+from flows.current_run import note_flow_run
 from flows.training_recipes import DigitTraining, GrammarTraining, SpriteTraining, Training
 from storage.references import Reference
 from tasks.training import (
@@ -40,6 +41,7 @@ def train_sprites(settings: SpriteTraining) -> dict[str, Reference]:
     dict of str to Reference
         `model` and `score`.
     """
+    note_flow_run()
     store, every = settings.store, settings.checkpoint_every
     drawing = train_sprite_part(store, settings.stage(AutoencoderSettings), every)
     reading = train_sprite_part(store, settings.stage(TextSettings), every)
@@ -60,6 +62,7 @@ def train_digits(settings: DigitTraining) -> dict[str, Reference]:
     dict of str to Reference
         `model` and `score`.
     """
+    note_flow_run()
     store, every = settings.store, settings.checkpoint_every
     model = train_digit_model(store, settings.stage(DigitSettings), every)
     return {"model": model, "score": score_digit_model(store, model, settings.drawings)}
@@ -77,6 +80,7 @@ def train_grammar(settings: GrammarTraining) -> dict[str, Reference]:
     dict of str to Reference
         `model` and `score`.
     """
+    note_flow_run()
     store, stage = settings.store, settings.stage(GrammarSettings)
     model = train_grammar_model(store, stage, settings.checkpoint_every)
     return {"model": model, "score": score_grammar_model(store, model, stage, settings.texts)}

@@ -23,11 +23,27 @@ from tasks.progress import step_progress
 __all__ = ["RETRIES", "hash_below", "once", "table_content"]
 
 
+# What was refused, is damaged, or is a fault of the program: another try ends the same way.
+_CERTAIN = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    Damaged,
+    ImportError,
+    LookupError,
+    NameError,
+    NotImplementedError,
+    PermissionError,
+    TypeError,
+    ValueError,
+)
+
+
 def _may_pass(task: Any, run: Any, state: State[Any]) -> bool:
-    """Whether another try may end better: not where the input was refused or is damaged."""
+    """Whether another try may end better."""
     try:
         state.result()
-    except (ValueError, TypeError, PermissionError, Damaged):
+    except _CERTAIN:
         return False
     except Exception:
         return True

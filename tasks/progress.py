@@ -10,7 +10,6 @@ from uuid import UUID
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.logging import get_run_logger
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -22,6 +21,7 @@ from rich.progress import (
 )
 
 from compute.cluster import Progress as Report
+from tasks.terminal import terminal
 
 __all__ = ["step_progress"]
 
@@ -43,7 +43,6 @@ def step_progress(step: str, unit: str) -> Iterator[Report]:
         UUID,
         create_progress_artifact(0.0, key=f"{step}-progress", description=f"{step}: {unit}"),
     )
-    console = Console(stderr=True)
     bar = Progress(
         TextColumn("  {task.description:<9}"),
         BarColumn(bar_width=32),
@@ -52,9 +51,9 @@ def step_progress(step: str, unit: str) -> Iterator[Report]:
         TextColumn(unit),
         TimeElapsedColumn(),
         TimeRemainingColumn(compact=True),
-        console=console,
+        console=terminal,
         transient=True,
-        disable=not console.is_terminal,
+        disable=not terminal.is_terminal,
     )
     task = bar.add_task(step, total=None)
     sent = logged = time.monotonic()

@@ -14,8 +14,11 @@ import sys
 import pytest
 import torch
 
+from compute.machine.leftovers import owned_folder
 from tests.tiny import make_model, make_texts, tiny_values
 
+# Notes and logs of commands are none of this user's own.
+os.environ.setdefault("STRATA_HOME", str(owned_folder() / "home"))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -84,6 +87,8 @@ def local_ray():
             log_to_driver=False,
             logging_level="ERROR",
             _node_ip_address="127.0.0.1",
+            # Its session goes with this process.
+            _temp_dir=str(owned_folder() / "ray"),
         )
     yield
     ray.shutdown()

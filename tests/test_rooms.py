@@ -40,7 +40,7 @@ ROOM_MAY_IMPORT = {
     "compute.settings": {"compute.dictionaries", "storage"},
     "compute.machine": set(),
     "compute.cluster": {"compute.settings", "compute.machine"},
-    "compute.models": set(),
+    "compute.models": {"compute.machine"},
     "compute.models.own": {"compute.worlds", "storage"},
     "compute.inputs": {"compute.settings", "compute.models", "compute.worlds", "storage"},
     "compute.steering": {

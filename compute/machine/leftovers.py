@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["MARK", "clear_leftovers", "end_processes", "owned_folder"]
+__all__ = ["MARK", "clear_leftovers", "end_processes", "folder_of_owner", "owned_folder"]
 
 MARK = "STRATA_OWNED_BY"
 """Variable in the environment of processes that end with their owner: the owner's folder."""
@@ -30,7 +30,8 @@ _PREFIX = "strata-"
 _LOCK = "owner"
 # Between the making of a folder and its lock there is an instant in which it looks abandoned.
 _UNLOCKED_SECONDS = 60.0
-_STOP_SECONDS = 5.0
+# Who is to end lost its owner, and has nothing to save.
+_STOP_SECONDS = 2.0
 # A socket's path has at most 107 characters, of which Ray's own names below the folder take 75.
 _LONGEST = 107 - 75 - len(f"/{_PREFIX}12345678/")
 
@@ -48,6 +49,12 @@ def owned_folder() -> Path:
         _own[os.getpid()] = folder
         atexit.register(_give_up, os.getpid(), folder, lock)
     return _own[os.getpid()]
+
+
+def folder_of_owner() -> Path | None:
+    """The folder of the process that this one works for, or is; None if there is none."""
+    found = Path(os.environ[MARK]) if MARK in os.environ else _own.get(os.getpid())
+    return found if found is not None and found.is_dir() else None
 
 
 def clear_leftovers() -> list[Path]:

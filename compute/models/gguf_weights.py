@@ -25,6 +25,8 @@ from transformers.integrations.gguf.reader import (
     read_gguf_metadata,
 )
 
+from compute.models.shared_weights import made_once
+
 # transformers is typed only in part.
 _Model: Any = AutoModelForCausalLM
 _MODEL_CLASSES: Any = MODEL_FOR_CAUSAL_LM_MAPPING
@@ -125,7 +127,8 @@ def gguf_config(path: Path) -> Any:
 def load_gguf(path: Path, config: Any, dtype: torch.dtype) -> torch.nn.Module:
     """Return the causal language model of the GGUF file at ``path``, dequantised to ``dtype``.
 
-    The weights are bit for bit those of ``from_pretrained(gguf_file=…, dtype=dtype)``.
+    The weights are bit for bit those of ``from_pretrained(gguf_file=…, dtype=dtype)``. The workers
+    of a run on one machine dequantise them once.
 
     Raises
     ------
@@ -137,7 +140,11 @@ def load_gguf(path: Path, config: Any, dtype: torch.dtype) -> torch.nn.Module:
             str(path.parent), gguf_file=path.name, config=config, dtype=dtype
         )
         return model
-    weights = _dequantised(path, facts, config, dtype)
+    file = path.stat()
+    weights = made_once(
+        f"{path.resolve()} {file.st_size} {file.st_mtime_ns} {dtype}",
+        lambda: _dequantised(path, facts, config, dtype),
+    )
     # Without a path the weights come from state_dict; buffers and tied weights are set as ever.
     built: torch.nn.Module = _MODEL_CLASSES[type(config)].from_pretrained(
         None, config=config, state_dict=weights, dtype=dtype

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from compute.machine.network import cache_alone_without_hub
+
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 _BLOCK = 1 << 20
 
@@ -37,6 +39,8 @@ class Source:
 def resolve_source(source: str | Path, gguf_file: str | None = None) -> Source:
     """Resolve a hub id, a folder, a GGUF file, or ``package:NAME``.
 
+    A hub id is looked for in the cache alone where the hub cannot be reached.
+
     ``package:NAME`` is the folder of an installed Python package, found without importing it;
     ``package:NAME.BELOW`` is a folder below that one.
     A folder that holds no ``config.json`` and one GGUF file means that file.
@@ -56,6 +60,7 @@ def resolve_source(source: str | Path, gguf_file: str | None = None) -> Source:
     elif _looks_like_a_path(name):
         raise ValueError(f"source {name!r} is not a folder on this machine; check the path")
     else:
+        cache_alone_without_hub()
         return Source(name, name, gguf_file)
     if gguf_file is None and not (folder / "config.json").exists():
         ggufs = sorted(path.name for path in folder.glob("*.gguf"))

@@ -110,6 +110,7 @@ class _Extractor:
 
             # The same number of threads everywhere gives the same bytes everywhere.
             torch.set_num_threads(self._threads)
+            worker_log().info("loads the model")
             begun = time.monotonic()
             self._adapter = self._load()
             worker_log().info(

@@ -7,6 +7,7 @@ were extracted.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -25,6 +26,8 @@ from storage.tables.activations import ActivationSet
 from storage.tables.loader import kept_rows
 
 __all__ = ["measure_fidelity", "passed_rows"]
+
+_log = logging.getLogger("strata")
 
 # Held-out tokens, or pictures, that go through the model for every level and once as they are.
 _TOKENS, _PICTURES = 2048, 32
@@ -63,6 +66,7 @@ def measure_fidelity(
     load = model_loader(recipe.model, recipe.levels, recipe.extract, dtype)
     resources = recipe.resources.extract
     connect()
+    _log.info("loads the model, to measure what it loses by codes")
     task = ray.remote(max_retries=1, **actor_options(resources))(_measure)
     found: dict[str, dict[str, float]] = ray.get(
         task.remote(load, items, recipe.levels, activations, learned, resources)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,8 @@ from storage.tables.activations import ActivationSet
 from storage.tables.codes import CodeSet
 
 __all__ = ["ObservedVariables", "observed_variables"]
+
+_log = logging.getLogger("strata")
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,8 @@ class ObservedVariables:
 
     def matrix(self, observed: npt.NDArray[np.int64], sample: npt.NDArray[np.int64]) -> Any:
         """CSR matrix (n, n_variables) of rows, from their index columns (n,)."""
-        place = np.clip(np.searchsorted(self.values, observed), 0, len(self.values) - 1)
-        rows = np.flatnonzero(self.values[place] == observed)
+        place = np.searchsorted(self.values, observed)
+        rows = np.flatnonzero(np.isin(observed, self.values))
         shape = (len(observed), len(self.values))
         hot = csr_matrix((np.ones(len(rows), np.float32), (rows, place[rows])), shape=shape)
         if self.words is None:
@@ -55,7 +58,10 @@ def observed_variables(
     samples: Corpus | Gallery,
     settings: RecoverSettings,
 ) -> ObservedVariables:
-    """Tokens, or patches and prompt words, that occur often enough to be variables of the graph."""
+    """Tokens, or patches and prompt words, that occur often enough to be variables of the graph.
+
+    There may be none, which is logged: then nothing is observed below level 1.
+    """
     counts: Counter[int] = Counter()
     for start, stop in codes.plan.shard_bounds(codes.plan.split("train")):
         observed = activations.index("observed", start, stop)[codes.kept(start, stop)]
@@ -64,13 +70,21 @@ def observed_variables(
     chosen = sorted(value for value, n in counts.items() if n >= settings.min_token_count)
     values = np.array(chosen, dtype=np.int64)
     if isinstance(samples, Corpus):
-        return ObservedVariables(
-            values, tuple(samples.vocabulary.get(token, str(token)) for token in chosen)
+        labels = tuple(samples.vocabulary.get(token, str(token)) for token in chosen)
+        variables = ObservedVariables(values, labels)
+    else:
+        _, across = samples.grid
+        places = tuple(f"row {v // across + 1}, column {v % across + 1}" for v in chosen)
+        words, labels = _words(samples, settings.min_token_count)
+        variables = ObservedVariables(values, places + labels, words if labels else None)
+    if not variables.labels:
+        _log.warning(
+            "nothing is in recover.min_token_count = %d rows, the most frequent is in %d: the "
+            "observed level is empty; lower it for edges into level 1",
+            settings.min_token_count,
+            max(counts.values(), default=0),
         )
-    _, across = samples.grid
-    places = tuple(f"row {v // across + 1}, column {v % across + 1}" for v in chosen)
-    words, labels = _words(samples, settings.min_token_count)
-    return ObservedVariables(values, places + labels, words if labels else None)
+    return variables
 
 
 def _words(gallery: Gallery, least: int) -> tuple[Any, tuple[str, ...]]:

@@ -6,6 +6,7 @@ samples, tokenised or laid out, wait in the folder of the activation set that is
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -27,6 +28,8 @@ __all__ = [
     "extraction_fingerprint",
     "prepare",
 ]
+
+_log = logging.getLogger("strata")
 
 # Raised when extraction comes to compute something else from the same settings.
 EXTRACT_VERSION = 2
@@ -87,6 +90,7 @@ def prepare(recipe: Recipe) -> tuple[Sources, RunPlan]:
     ValueError
         If there is no input, no such model, no such layer, or the model cannot follow a setting.
     """
+    _log.info("reads the inputs, and the weights of %s for their hash", recipe.model.source)
     sources = look(recipe.model, recipe.inputs, recipe.levels, seed=recipe.extract.seed)
     sources.check(recipe.extract)
     return sources, RunPlan.of(sources, recipe.extract)
@@ -113,6 +117,8 @@ def check(recipe: Recipe) -> RunPlan:
     samples = resumed_samples(folder)
     if samples is not None:
         return plan
+    texts = recipe.inputs.text is not None
+    _log.info("tokenises the texts" if texts else "lays the pictures out")
     samples = sources.arrange(recipe.extract)
     free = location.free_bytes()
     needed = disk_bytes(activation_plan(recipe, plan, samples), learn)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import vstack
+from scipy.sparse import csr_matrix, vstack
 
 from compute.cluster import Progress, connect, ended, next_ready, silent
 from compute.settings import RecoverSettings, ResourceSettings
@@ -181,7 +181,11 @@ def _recover_pair(
             parts.append(observed.matrix(activations.index("observed", start, stop)[kept], sample))
         else:
             parts.append(codes.matrix(part, start, stop)[kept])
-    result = recover_edges(vstack(parts).tocsr(), vstack(wholes).tocsr())
+    below = vstack(parts).tocsr()
+    if not below.shape[1]:
+        # No part that could be found: as if there were one that is never active.
+        below = csr_matrix(np.zeros((below.shape[0], 1), dtype=np.float32))
+    result = recover_edges(below, vstack(wholes).tocsr())
     return {
         "part": result.part,
         "whole": result.whole,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -67,6 +68,7 @@ def verify_graph(
         ConceptLevel(number, level.name, level.hookpoint, found[level.name], level.timestep)
         for number, level in enumerate(recipe.levels, 1)
     ]
+    logging.getLogger("strata").info("loads the model, to test edges in it")
     adapter = model_loader(recipe.model, recipe.levels, recipe.extract, dtype)()
     bench = verification.open_bench(adapter, levels, items)
     result = verification.verify_edges(

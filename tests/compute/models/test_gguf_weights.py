@@ -133,3 +133,19 @@ def test_a_gguf_is_an_adapter_like_any_other(tmp_path):
         items = [Context(0, 0, (2, 3, 4, 5)), Context(1, 0, (9, 8, 7)), Context(1, 3, (1, 6))]
         assert [adapter.rows_of(item) for item in items] == [4, 3, 1]
         check_adapter(adapter, items)
+
+
+def test_what_another_worker_has_dequantised_is_the_same(tmp_path, monkeypatch):
+    from compute.machine.leftovers import MARK
+    from compute.models import gguf_weights
+
+    path = write_gguf(tmp_path / "tiny.gguf")
+    config = gguf_config(path)
+    alone = load_gguf(path, config, torch.bfloat16).state_dict()
+    monkeypatch.setenv(MARK, str(tmp_path))
+    for number in range(2):
+        shared = load_gguf(path, config, torch.bfloat16).state_dict()
+        assert shared.keys() == alone.keys()
+        assert all(torch.equal(shared[name], alone[name]) for name in alone), number
+        # The second finds what the first has made.
+        monkeypatch.setattr(gguf_weights, "_dequantised", None)
