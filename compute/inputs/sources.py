@@ -113,19 +113,25 @@ class TextSources(Sources):
 
     def check(self, settings: ExtractSettings) -> None:
         """Refuse contexts that are longer than the model takes."""
-        if settings.context_length > self.facts.max_context:
-            raise ValueError(
-                f"extract.context_length {settings.context_length} exceeds the "
-                f"{self.facts.max_context} tokens that {self.model.source!r} takes: choose less."
-            )
+        try:
+            self.facts.check_context(settings.context_length)
+        except ValueError as error:
+            raise ValueError(f"extract.{error}") from None
 
     def arrange(self, settings: ExtractSettings) -> Corpus:
-        """Tokenise the documents and cut them into contexts."""
+        """Tokenise the documents and cut them into contexts.
+
+        Raises
+        ------
+        ValueError
+            If a text has a token that the model does not know, or too few have any.
+        """
         special = np.array(sorted(self.facts.special_tokens))
         tokens = self.facts.tokenize(document.text for document in self.documents)
         tokens = [ids[~np.isin(ids, special)] for ids in tokens]
-        used: list[int] = np.unique(np.concatenate(tokens)).tolist()
-        vocabulary = {token: self.facts.tokenizer.decode([token]) for token in used}
+        used = np.unique(np.concatenate(tokens))
+        self.facts.check_tokens(used)
+        vocabulary = {token: self.facts.tokenizer.decode([token]) for token in used.tolist()}
         names = [document.name for document in self.documents]
         return arrange(names, tokens, vocabulary, settings)
 

@@ -171,7 +171,7 @@ class LanguageFacts:
         if not 1 <= context_length <= self.max_context:
             raise ValueError(
                 f"context_length is {context_length}; {self.source.name!r} holds 1 to "
-                f"{self.max_context} tokens"
+                f"{self.max_context} tokens: choose as many at most"
             )
         if context_length == self.max_context and (self.prepends_bos if bos is None else bos):
             raise ValueError(
