@@ -83,7 +83,7 @@ class Sources(ABC):
     def _identity(self, settings: ExtractSettings, without: set[str]) -> dict[str, Any]:
         return {
             "weights": self.weights_sha256,
-            "dtype": self.dtype,
+            "model_dtype": self.dtype,
             "inputs": self.inputs_sha256,
             "levels": [level.model_dump(exclude_none=True) for level in self.levels],
             **settings.model_dump(exclude=without),
@@ -126,14 +126,12 @@ class TextSources(Sources):
         ValueError
             If a text has a token that the model does not know, or too few have any.
         """
-        special = np.array(sorted(self.facts.special_tokens))
         tokens = self.facts.tokenize(document.text for document in self.documents)
-        tokens = [ids[~np.isin(ids, special)] for ids in tokens]
         used = np.unique(np.concatenate(tokens))
         self.facts.check_tokens(used)
         vocabulary = {token: self.facts.tokenizer.decode([token]) for token in used.tolist()}
         names = [document.name for document in self.documents]
-        return arrange(names, tokens, vocabulary, settings)
+        return arrange(names, tokens, vocabulary, settings, self.facts.special_tokens)
 
 
 @dataclass(frozen=True)

@@ -116,6 +116,12 @@ def _join(pieces: Sequence[tuple[int, int, NDArray[np.int64]]]) -> Context:
     )
 
 
+def beginning(bos: int | None, tokens: Sequence[int] | NDArray[np.int64]) -> list[int]:
+    """Return what is put before a text: the token ``bos``, unless the text has it there itself."""
+    has_it = len(tokens) > 0 and tokens[0] == bos
+    return [] if bos is None or has_it else [bos]
+
+
 @dataclass(eq=False)
 class LanguageModel(ModelAdapter[Context]):
     """A causal language model whose residual stream (or any module) is read at given levels.
@@ -294,11 +300,11 @@ class LanguageModel(ModelAdapter[Context]):
         """Return the ids the model sees for one window, and which of them yield rows."""
         tokens = np.asarray(item.tokens, dtype=np.int64)
         self.facts.check_tokens(tokens)
-        lead = [] if self.bos is None else [self.bos]
         ids: list[NDArray[np.int64]] = []
         positions: list[NDArray[np.int64]] = []
         real: list[NDArray[np.bool_]] = []
         for _, _, begin, end in item.segments():
+            lead = beginning(self.bos, tokens[begin:end])
             ids.append(np.concatenate([np.array(lead, dtype=np.int64), tokens[begin:end]]))
             positions.append(np.arange(len(ids[-1])))
             real.append(np.arange(len(ids[-1])) >= len(lead))

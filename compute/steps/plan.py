@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 # Raised when extraction comes to compute something else from the same settings.
-EXTRACT_VERSION = 2
+EXTRACT_VERSION = 3
 
 
 class RunPlan(BaseModel):

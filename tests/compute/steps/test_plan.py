@@ -119,11 +119,15 @@ def test_fingerprints_follow_content_not_place(tiny_recipe, tiny_model, tiny_tex
         return plan.prepare(recipe)[1].fingerprint
 
     here = name()
-    there = {"source": str(moved / "model")}, {"text": str(moved / "texts")}
+    there = (
+        tiny_recipe["model"] | {"source": str(moved / "model")},
+        {"text": str(moved / "texts")},
+    )
     assert name(model=there[0], inputs=there[1]) == here
     (moved / "texts" / "document-00.txt").write_text("the house .")
     assert name(model=there[0], inputs=there[1]) != here
     assert name(extract=tiny_recipe["extract"] | {"seed": 1}) != here
+    assert name(model=tiny_recipe["model"] | {"dtype": "bfloat16"}) != here
 
 
 @pytest.mark.parametrize(
