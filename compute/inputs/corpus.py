@@ -101,6 +101,15 @@ class Corpus:
             for w in self.block(number)
         ]
 
+    def probe(self, count: int, length: int) -> list[Context]:
+        """The longest of the first windows, cut to so many tokens, each with a row in it."""
+        from compute.models.language import Context
+
+        first = sorted(self.windows[: 16 * count], key=lambda w: -w.length)
+        cut = ((w, self.window_tokens(w)[:length].astype(np.int64)) for w in first)
+        kept = [(w, tokens) for w, tokens in cut if not np.isin(tokens, self.special).all()]
+        return [Context(w.document, w.start, tokens) for w, tokens in kept[:count]]
+
     def window_tokens(self, window: Window) -> _Tokens:
         """Token ids of a window."""
         return self.tokens[window.document][window.start : window.start + window.length]

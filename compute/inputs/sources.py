@@ -102,17 +102,25 @@ class TextSources(Sources):
         """The model type of transformers."""
         return self.facts.architecture
 
+    @functools.cached_property
+    def places(self) -> dict[str, int]:
+        """Hookpoint → width, in the order in which the model passes them."""
+        return self.facts.widths([level.hookpoint for level in self.levels])
+
     @property
     def widths(self) -> tuple[int, ...]:
         """Width of each level's activations."""
-        return tuple(self.facts.width(level.hookpoint) for level in self.levels)
+        return tuple(self.places[level.hookpoint] for level in self.levels)
 
     def identity(self, settings: ExtractSettings) -> dict[str, Any]:
         """All that decides the bytes of the activation set."""
         return self._identity(settings, {"steps", "guidance", "grid"})
 
     def check(self, settings: ExtractSettings) -> None:
-        """Refuse contexts that are longer than the model takes."""
+        """Refuse contexts that the model does not hold, and levels that are out of order."""
+        from compute.models.language_facts import check_order
+
+        check_order(_places(self.levels), list(self.places))
         try:
             self.facts.check_context(settings.context_length)
         except ValueError as error:

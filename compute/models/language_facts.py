@@ -112,7 +112,7 @@ class LanguageFacts:
         """Return hookpoint → width, in the order in which the model passes them.
 
         A run without weights tells. Where a family cannot run so, a linear map's own width is
-        taken, elsewhere that of the residual stream, and the order is the given one.
+        taken, elsewhere that of the residual stream, and the order is that of the layers.
 
         Raises
         ------
@@ -125,7 +125,8 @@ class LanguageFacts:
             shape = (shape[0], min(shape[1], self.max_context))
             seen = self._dry_run(places, shape)
             if seen is None:
-                return {place.name: self._declared_width(place) for place in places}
+                ordered = sorted(places, key=lambda place: _layer_number(place.path))
+                return {place.name: self._declared_width(place) for place in ordered}
             widths = {n: int(token_rows(x, shape, n).shape[-1]) for n, x in seen.items()}
         return widths
 
@@ -243,6 +244,31 @@ class LanguageFacts:
         model_class: Any = AutoModelForCausalLM
         with torch.device("meta"):
             return model_class.from_config(load_config(self.source)).eval()
+
+
+def check_order(levels: Sequence[ModelLevel], passed: Sequence[str]) -> None:
+    """Refuse levels that are not given lowest first.
+
+    Parameters
+    ----------
+    passed : their hookpoints, in the order in which the model passes them.
+
+    Raises
+    ------
+    ValueError : a level lies below the one before it.
+    """
+    lowest_first = sorted(levels, key=lambda level: passed.index(level.hookpoint))
+    if lowest_first != list(levels):
+        given, wanted = (", ".join(one.name for one in some) for some in (levels, lowest_first))
+        raise ValueError(
+            f"levels {given} are not in the order in which the model passes them: give the lowest "
+            f"first, {wanted}"
+        )
+
+
+def _layer_number(path: str) -> int:
+    """The first number in a dotted path: the layer, of a place inside one."""
+    return next((int(part) for part in path.split(".") if part.isdigit()), -1)
 
 
 def load_config(source: Source) -> Any:

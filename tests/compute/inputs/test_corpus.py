@@ -17,7 +17,9 @@ def corpus_of(lengths, special=(), **settings):
     tokens = [rng.integers(0, 50, size=n) for n in lengths]
     names = [f"d{i}" for i in range(len(lengths))]
     options = {"context_length": 16, "block_rows": 64} | settings
-    return arrange(names, tokens, {i: str(i) for i in range(50)}, ExtractSettings(**options), special)
+    return arrange(
+        names, tokens, {i: str(i) for i in range(50)}, ExtractSettings(**options), special
+    )
 
 
 def rows_of(corpus, window):

@@ -37,6 +37,12 @@ def test_a_layer_that_the_model_lacks(tiny_recipe, tmp_path):
         check(tiny_recipe, tmp_path, levels=levels)
 
 
+def test_levels_that_are_not_given_lowest_first(tiny_recipe, tmp_path):
+    levels = tiny_recipe["levels"]
+    with pytest.raises(ValueError, match=r"not in the order .*lowest first, layer-00, layer-02"):
+        check(tiny_recipe, tmp_path, levels=levels[::-1])
+
+
 def test_a_model_folder_that_does_not_exist(tiny_recipe, tmp_path):
     with pytest.raises(ValueError, match=r"/no/such/model.*not a folder"):
         check(tiny_recipe, tmp_path, model={"source": "/no/such/model"})
