@@ -86,7 +86,7 @@ def estimate(recipe: Recipe, *, rehearse: bool = True) -> Estimate:
     samples = resumed_samples(folder) or sources.arrange(recipe.extract)
     check_rows(recipe, found, samples)
     if rehearse:
-        dtype = stored_dtype(recipe, try_model(recipe, found.dtype, samples))
+        dtype = stored_dtype(recipe, try_model(recipe, found, samples))
     else:
         # Without the model nobody knows whether auto takes two bytes or four: the most is told.
         dtype = found.stored_dtype or ("float32" if found.dtype == "float32" else "float16")

@@ -72,15 +72,19 @@ class LanguageFacts:
                 header.vocabulary_size,
                 header.context_length,
             )
-        config = load_config(resolved).get_text_config()
-        return cls(
-            resolved,
-            str(config.model_type),
-            int(config.num_hidden_layers),
-            int(config.hidden_size),
-            int(config.vocab_size),
-            int(getattr(config, "max_position_embeddings", None) or 1 << 31),
-        )
+        config = load_config(resolved)
+        try:
+            text = config.get_text_config()
+            return cls(
+                resolved,
+                str(text.model_type),
+                int(text.num_hidden_layers),
+                int(text.hidden_size),
+                int(text.vocab_size),
+                _longest_context(text),
+            )
+        except Exception as error:
+            raise ValueError(_no_reader(resolved, config, error)) from error
 
     def points(self) -> dict[str, Hookpoint]:
         """Return every hookpoint of the model by name, read off a model without weights."""
@@ -242,8 +246,29 @@ class LanguageFacts:
         from transformers import AutoModelForCausalLM
 
         model_class: Any = AutoModelForCausalLM
-        with torch.device("meta"):
-            return model_class.from_config(load_config(self.source)).eval()
+        config = load_config(self.source)
+        try:
+            with torch.device("meta"):
+                return model_class.from_config(config).eval()
+        except Exception as error:
+            raise ValueError(_no_reader(self.source, config, error)) from error
+
+
+def _longest_context(config: Any) -> int:
+    """Most tokens that a model takes, by its config; very many where it has no limit."""
+    try:
+        return int(config.max_position_embeddings or 1 << 31)
+    except (AttributeError, NotImplementedError):
+        return 1 << 31
+
+
+def _no_reader(source: Source, config: Any, error: Exception) -> str:
+    """The sentence that refuses a family, of whose classes each fails in its own way."""
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return (
+        f"source {source.name!r} is of the family {config.model_type!r}, which is not read as a "
+        f"language model ({reason}); use another model"
+    )
 
 
 def check_order(levels: Sequence[ModelLevel], passed: Sequence[str]) -> None:

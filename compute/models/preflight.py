@@ -13,7 +13,7 @@ from compute.models.adapter import ActivationRows, ModelAdapter
 from compute.models.proofs import Preflight, Proof
 from compute.models.readings import alike, refuse_apart
 
-__all__ = ["OWN_PROOFS", "check_versions", "preflight", "proofs_of"]
+__all__ = ["OWN_PROOFS", "check_versions", "preflight", "proofs_of", "sentence"]
 
 Item = TypeVar("Item")
 
@@ -55,6 +55,14 @@ def proofs_of(kind: str) -> dict[str, Callable[..., Proof]]:
     """
     own: dict[str, Callable[..., Proof]] = import_module(OWN_PROOFS[kind]).PROOFS
     return {"shapes": _shapes, "finite": _finite, **own, "batch = single": _batch_is_single}
+
+
+def sentence(error: Exception) -> str:
+    """Return why a model is refused, from what it raised; its own errors say where it fails."""
+    if type(error) is ValueError:
+        return str(error)
+    told = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
+    return f"it does not run on tokens alone ({told})"
 
 
 def check_versions() -> dict[str, str]:

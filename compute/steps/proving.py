@@ -7,6 +7,7 @@ a run that goes on later finds them beside its samples.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -28,6 +29,8 @@ from storage.sealing.seals import read_record, sealed_record
 from storage.tables.activations import Dtype
 
 __all__ = ["prove", "stored_dtype", "try_model"]
+
+_log = logging.getLogger(__name__)
 
 PREFLIGHT_FILE = "preflight.json"
 # Samples that are tried, and tokens of each.
@@ -67,7 +70,7 @@ def prove(recipe: Recipe, plan: RunPlan, *, anew: bool = False) -> RunPlan:
         )
     found = None if anew else _read(folder)
     if found is None:
-        found = try_model(recipe, plan.dtype, samples)
+        found = try_model(recipe, plan, samples)
         if found is not None and not done:
             folder.put(PREFLIGHT_FILE, sealed_record(found.model_dump(mode="json")))
     dtype = stored_dtype(recipe, found)
@@ -77,15 +80,10 @@ def prove(recipe: Recipe, plan: RunPlan, *, anew: bool = False) -> RunPlan:
     return plan.model_copy(update={"preflight": found, "stored_dtype": dtype})
 
 
-def try_model(recipe: Recipe, dtype: str, samples: Samples) -> Preflight | None:
+def try_model(recipe: Recipe, plan: RunPlan, samples: Samples) -> Preflight | None:
     """Load the model as extraction will and prove its capture; None if its kind has no preflight.
 
     Without an accelerator or a cluster elsewhere, this process is as good as any worker.
-
-    Parameters
-    ----------
-    dtype : str
-        The type in which the model runs.
 
     Raises
     ------
@@ -97,7 +95,7 @@ def try_model(recipe: Recipe, dtype: str, samples: Samples) -> Preflight | None:
     if not isinstance(samples, Corpus):
         return None
     items = samples.probe(_SAMPLES, _TOKENS)
-    load = model_loader(recipe.model, recipe.levels, recipe.extract, dtype)
+    load = model_loader(recipe.model, recipe.levels, recipe.extract, plan.dtype)
     resources = recipe.resources.extract
     threads = max(1, int(resources.cpus))
     if not os.environ.get("RAY_ADDRESS") and not torch.cuda.is_available():
@@ -109,7 +107,10 @@ def try_model(recipe: Recipe, dtype: str, samples: Samples) -> Preflight | None:
         task = ray.remote(max_retries=1, **actor_options(resources))(_try)
         found = ray.get(next_ready([task.remote(recipe.model.kind, load, items, threads)]))
     if isinstance(found, str):
-        raise ValueError(f"{recipe.model.source!r} cannot be read as the recipe asks: {found}")
+        raise ValueError(
+            f"model {recipe.model.source!r} ({plan.architecture}) cannot be read as the recipe "
+            f"asks: {found}"
+        )
     return found
 
 
@@ -156,29 +157,34 @@ def _read(folder: Location) -> Preflight | None:
 
 def _try(kind: str, load: Callable[[], Any], items: Sequence[Any], threads: int) -> Preflight | str:
     """What was proved, or the sentence that refuses: as a value, it comes whole from a worker."""
-    from compute.models.preflight import check_versions, preflight
+    import torch
+
+    from compute.models.preflight import check_versions, preflight, sentence
 
     with _as_worker(threads):
         try:
             check_versions()
             return preflight(kind, load(), items)
-        except ValueError as error:
-            return str(error)
+        except (OSError, MemoryError, torch.OutOfMemoryError):
+            raise  # of the machine, not of the model
+        except Exception as error:
+            _log.info("the model was refused", exc_info=True)
+            return sentence(error)
 
 
 @contextlib.contextmanager
 def _as_worker(threads: int) -> Iterator[None]:
     """So many threads, and no progress bars of weights, for the time of the block."""
     import torch
-    from transformers.utils import logging as told
+    from transformers.utils import logging as transformers_logging
 
-    logging: Any = told
-    before, bars = torch.get_num_threads(), logging.is_progress_bar_enabled()
+    shown: Any = transformers_logging
+    before, bars = torch.get_num_threads(), shown.is_progress_bar_enabled()
     torch.set_num_threads(threads)
-    logging.disable_progress_bar()
+    shown.disable_progress_bar()
     try:
         yield
     finally:
         torch.set_num_threads(before)
         if bars:
-            logging.enable_progress_bar()
+            shown.enable_progress_bar()
