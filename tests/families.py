@@ -104,17 +104,15 @@ BESIDES: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Trial:
     """What the preflight said of a family.
 
     Attributes
     ----------
-    name : of the model's class.
     proved : names of the proofs that hold.
     refused : the sentence that refuses it, or "".
     """
 
-    name: str
     proved: frozenset[str]
     refused: str
 
@@ -157,11 +155,10 @@ def buildable(family: str) -> Any:
     return config if small else None
 
 
-def tried(family: str, config: Any) -> Outcome:
+def tried(family: str, config: Any) -> Trial:
     """Read a random model of a family as a run does, and try every proof on it."""
-    name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family]
     with tempfile.TemporaryDirectory() as folder:
-        config.architectures = [name]
+        config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family]]
         config.save_pretrained(folder)
         word_tokenizer().save_pretrained(folder)
         try:
@@ -171,7 +168,7 @@ def tried(family: str, config: Any) -> Outcome:
             middle = "layers.1.output" if "layers.1.output" in points else _block(points)
             facts.widths([middle])
         except Exception as error:
-            return Outcome(name, frozenset(), sentence(error))
+            return Trial(frozenset(), sentence(error))
         return _on_weights(facts, _random_model(config), middle)
 
 
@@ -193,7 +190,7 @@ def _random_model(config: Any) -> Any:
     return model.eval()
 
 
-def _on_weights(facts: LanguageFacts, model: Any, middle: str) -> Outcome:
+def _on_weights(facts: LanguageFacts, model: Any, middle: str) -> Trial:
     refused = ""
     for levels in (["layers.0.attn", "layers.1.mlp", middle], [middle]):
         try:
@@ -203,8 +200,8 @@ def _on_weights(facts: LanguageFacts, model: Any, middle: str) -> Outcome:
             continue
         if len(levels) == 1:
             proved -= {"input + attn + mlp = output"}
-        return Outcome(type(model).__name__, proved, "")
-    return Outcome(type(model).__name__, frozenset(), refused)
+        return Trial(proved, "")
+    return Trial(frozenset(), refused)
 
 
 def _adapter(facts: LanguageFacts, model: Any, levels: list[str]) -> LanguageModel:
@@ -231,13 +228,13 @@ def _proved(adapter: LanguageModel) -> frozenset[str]:
     return frozenset(proof.name for proof in proofs if proof.holds)
 
 
-def row(family: str, outcome: Outcome) -> str:
+def row(family: str, trial: Trial) -> str:
     """A family's line of the table."""
-    if outcome.refused:
+    if trial.refused:
         # Shares of a norm differ from machine to machine.
-        reason = re.split(r"; |: its ", re.sub(r" \(rows of level .*?\)", "", outcome.refused))[0]
+        reason = re.split(r"; |: its ", re.sub(r" \(rows of level .*?\)", "", trial.refused))[0]
         return f"| {family} | refused: {reason.replace('|', '/')} |" + " |" * (len(PROVED) - 1)
-    cells = ("yes" if name in outcome.proved else "no" for name in PROVED)
+    cells = ("yes" if name in trial.proved else "no" for name in PROVED)
     return f"| {family} | {' | '.join(cells)} |"
 
 

@@ -90,7 +90,7 @@ def check_versions() -> dict[str, str]:
 
 
 def _shapes(adapter: ModelAdapter[Any], items: Sequence[Any], rows: ActivationRows) -> Proof:
-    """One row for each that was foretold, of the width that was foretold, at every level."""
+    """As many rows as are due, of the width that is due, at every level."""
     n = sum(adapter.rows_of(item) for item in items)
     for level in adapter.levels:
         shape, told = tuple(rows.activations[level.name].shape), (n, adapter.widths[level.name])

@@ -91,6 +91,12 @@ def test_the_artifact_says_where_it_comes_from(artifact, recipe):
     for key in ("model", "weights_sha256", "data_sha256", "settings", "packages", "upstream"):
         assert lineage[key], key
     assert lineage["settings"]["learn"]["k"] == 4
+    assert (lineage["model_dtype"], lineage["stored_dtype"]) == ("float32", "float32")
+    preflight = lineage["preflight"]
+    assert {"batch = single", "padded = unpadded", "hooked = unhooked"} <= set(preflight["proved"])
+    assert not preflight["not_proved"]
+    assert set(preflight["largest"]) == {"layer-00", "layer-02"}
+    assert b"preflight.proved.batch = single" in artifact.read("README.md")
     assert {"torch", "zarr", "ray"} <= set(lineage["packages"])
     files = set(manifest.files)
     assert {
