@@ -139,8 +139,9 @@ class ExtractSettings(_Settings):
     held_out: float = Field(0.1, gt=0, lt=1)
     """Share of the rows kept for scores. Whole documents are held out, never parts of one."""
 
-    dtype: Literal["float32", "float16", "bfloat16"] = "float16"
-    """Type in which activations are stored."""
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    """Type in which activations are stored; auto is float16 where the values of a few samples lie
+    far inside its range, else the type in which the model runs."""
 
     batch_size: int = Field(8, ge=1)
     """Contexts, images or drawings in one forward pass."""

@@ -5,6 +5,7 @@
 from collections.abc import Callable, Iterator
 
 from prefect import flow
+from prefect.logging import get_run_logger
 
 from compute.cluster import disconnect
 from flows.current_run import note_flow_run
@@ -80,7 +81,10 @@ def repair(recipe: Recipe, last: Step) -> dict[str, Reference]:
 
 
 def _steps(recipe: Recipe) -> Iterator[Reference]:
-    activations = extract(recipe, check(recipe))
+    plan = check(recipe)
+    for line in plan.told():
+        get_run_logger().info(line)
+    activations = extract(recipe, plan)
     yield activations
     dictionaries = learn(recipe, activations)
     yield dictionaries

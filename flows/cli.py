@@ -110,8 +110,9 @@ def run(recipe: RecipeArgument, settings: SetOption = [], store: StoreOption = N
         return
     chosen = _recipe(recipe, settings, store)
     server_answers = _begin_server()
+    # While the server starts.
     with waiting_told() as say:
-        found = _check(chosen)
+        found = _check(chosen, with_model=True)
         say("waits for the Prefect server of this run")
         from flows.build import build
         from tasks.checking import already_checked
@@ -141,6 +142,18 @@ def serve(
     from flows.serving import serve_nightly
 
     serve_nightly(chosen, cron=cron, timezone=timezone, announce=err.print)
+
+
+@app.command()
+def check(recipe: RecipeArgument, settings: SetOption = [], store: StoreOption = None) -> None:  # noqa: B006
+    """Prove, on a few samples and in seconds, that a recipe captures what it means.
+
+    Loads the model, reads it batched, alone, padded, packed and without hooks, and says what held.
+    """
+    from flows.check_command import print_check
+
+    chosen = _recipe(recipe, settings, store)
+    print_check(chosen, _check(chosen, with_model=True, anew=True), out)
 
 
 @app.command()
@@ -178,14 +191,23 @@ def _settings(settings: list[str], store: str | None) -> list[str]:
     return [*settings, *([f"store={store}"] if store else [])]
 
 
-def _check(recipe: Recipe) -> RunPlan:
-    """Refuse bad input here, in a second, rather than in a flow run that must start first."""
-    from compute.steps.plan import check
+def _check(recipe: Recipe, *, with_model: bool = False, anew: bool = False) -> RunPlan:
+    """Refuse bad input here, in seconds, rather than in a flow run that must start first."""
+    from compute.cluster import disconnect
+    from compute.steps.plan import check as look
 
     try:
-        return check(recipe)
+        found = look(recipe)
+        if with_model:
+            from compute.steps.proving import prove
+
+            with err.status("trying the model on a few samples"):
+                found = prove(recipe, found, anew=anew)
     except (ValueError, PermissionError) as error:
         raise BadInput(str(error)) from error
+    finally:
+        disconnect()
+    return found
 
 
 def _begin_server() -> Callable[[], None]:

@@ -1,4 +1,4 @@
-"""The look at model, inputs and disk before anything is done, as a Prefect task."""
+"""The look at model, inputs and disk, and the preflight, before anything is done: a task."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from prefect import task
 from compute.settings import Recipe
 from compute.steps import plan
 from compute.steps.plan import RunPlan
+from compute.steps.proving import prove
 
 __all__ = ["already_checked", "check"]
 
@@ -32,8 +33,11 @@ def already_checked(recipe: Recipe, found: RunPlan) -> Iterator[None]:
 
 @task(name="check", task_run_name="check model, inputs and disk for {recipe.name}")
 def check(recipe: Recipe) -> RunPlan:
-    """Refuse what cannot work, before any model is loaded, and say what model and inputs are."""
+    """Refuse what cannot work, and prove on a few samples that what is captured is what is meant.
+
+    The latter with the model itself, which the former does without.
+    """
     before = _checked.get()
     if before is not None and before[0] == recipe:
         return before[1]
-    return plan.check(recipe)
+    return prove(recipe, plan.check(recipe))

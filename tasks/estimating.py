@@ -76,14 +76,21 @@ def estimate(recipe: Recipe, *, rehearse: bool = True) -> Estimate:
     from compute.inputs.sources import resumed_samples
     from compute.steps.estimate import storage_of
     from compute.steps.importing import sized
-    from compute.steps.plan import activation_plan, disk_bytes, prepare
+    from compute.steps.plan import activation_plan, check_rows, disk_bytes, prepare
+    from compute.steps.proving import stored_dtype, try_model
 
     location = Location(recipe.store)
     sources, found = prepare(recipe)
     learn = sized(recipe, found.widths)
     folder = found.folder(recipe.store)
     samples = resumed_samples(folder) or sources.arrange(recipe.extract)
-    plan = activation_plan(recipe, found, samples)
+    check_rows(recipe, found, samples)
+    if rehearse:
+        dtype = stored_dtype(recipe, try_model(recipe, found, samples))
+    else:
+        # Without the model nobody knows whether auto takes two bytes or four: the most is told.
+        dtype = found.stored_dtype or ("float32" if found.dtype == "float32" else "float16")
+    plan = activation_plan(recipe, found, samples, dtype)
     storage = storage_of(plan, learn)
     steps = _rehearse(recipe, learn, sources, plan) if rehearse else {}
     return Estimate(
@@ -116,7 +123,12 @@ def _rehearse(
     resources = recipe.resources
     steps = {
         "extract": rehearse_extraction(
-            sources, recipe.inputs, recipe.extract, plan.n_rows, resources=resources.extract
+            sources,
+            recipe.inputs,
+            recipe.extract,
+            plan.n_rows,
+            dtype=plan.dtype,
+            resources=resources.extract,
         )
     }
     steps["learn"], steps["encode"] = rehearse_learning(

@@ -31,9 +31,10 @@ def extract(recipe: Recipe, plan: RunPlan) -> Reference:
             raise FileNotFoundError(
                 f"the samples of {location.url} are gone since the run was checked: run it again."
             )
+        assert plan.stored_dtype is not None  # the preflight has chosen it
         stored = write_activations(
             location,
-            activation_plan(recipe, plan, samples),
+            activation_plan(recipe, plan, samples, plan.stored_dtype),
             block_reader(samples, recipe.inputs, seed=recipe.extract.seed),
             model_loader(recipe.model, recipe.levels, recipe.extract, plan.dtype),
             pictures=isinstance(samples, Gallery),
@@ -48,7 +49,9 @@ def extract(recipe: Recipe, plan: RunPlan) -> Reference:
             "weights_sha256": plan.weights_sha256,
             "inputs_sha256": plan.inputs_sha256,
             "model_dtype": plan.dtype,
+            "stored_dtype": stored.plan.dtype,
             "architecture": plan.architecture,
+            "preflight": None if plan.preflight is None else plan.preflight.model_dump(mode="json"),
         }
 
     outside = [f"model://{recipe.model.source}", f"inputs://{recipe.inputs.source}"]

@@ -38,13 +38,15 @@ def make_model(folder):
 
 
 def make_texts(folder):
-    """A folder of 24 documents of about 100 words."""
+    """A folder of 24 documents of about 100 words, some with a special token among them."""
     import numpy as np
 
     folder.mkdir(exist_ok=True)
     rng = np.random.default_rng(0)
     for number in range(24):
         words = rng.choice(WORDS, size=int(rng.integers(60, 140)), p=zipf(len(WORDS)))
+        if number % 3 == 0:
+            words = np.insert(words, [0, 40], "<eos>")
         (folder / f"document-{number:02d}.txt").write_text(" ".join(words) + " .")
     return folder
 

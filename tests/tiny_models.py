@@ -68,6 +68,8 @@ FAMILIES = {
     },
     "qwen3_moe": DECODER
     | {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+    # As an encoder, which sees what follows.
+    "bert": {k: v for k, v in DECODER.items() if k != "num_key_value_heads"},
     "gemma3n_text": DECODER
     | {
         "head_dim": 8,

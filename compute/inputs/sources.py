@@ -83,7 +83,7 @@ class Sources(ABC):
     def _identity(self, settings: ExtractSettings, without: set[str]) -> dict[str, Any]:
         return {
             "weights": self.weights_sha256,
-            "dtype": self.dtype,
+            "model_dtype": self.dtype,
             "inputs": self.inputs_sha256,
             "levels": [level.model_dump(exclude_none=True) for level in self.levels],
             **settings.model_dump(exclude=without),
@@ -102,32 +102,44 @@ class TextSources(Sources):
         """The model type of transformers."""
         return self.facts.architecture
 
+    @functools.cached_property
+    def places(self) -> dict[str, int]:
+        """Hookpoint → width, in the order in which the model passes them."""
+        return self.facts.widths([level.hookpoint for level in self.levels])
+
     @property
     def widths(self) -> tuple[int, ...]:
         """Width of each level's activations."""
-        return tuple(self.facts.width(level.hookpoint) for level in self.levels)
+        return tuple(self.places[level.hookpoint] for level in self.levels)
 
     def identity(self, settings: ExtractSettings) -> dict[str, Any]:
         """All that decides the bytes of the activation set."""
         return self._identity(settings, {"steps", "guidance", "grid"})
 
     def check(self, settings: ExtractSettings) -> None:
-        """Refuse contexts that are longer than the model takes."""
-        if settings.context_length > self.facts.max_context:
-            raise ValueError(
-                f"extract.context_length {settings.context_length} exceeds the "
-                f"{self.facts.max_context} tokens that {self.model.source!r} takes: choose less."
-            )
+        """Refuse contexts that the model does not hold, and levels that are out of order."""
+        from compute.models.language_facts import check_order
+
+        check_order(_places(self.levels), list(self.places))
+        try:
+            self.facts.check_context(settings.context_length)
+        except ValueError as error:
+            raise ValueError(f"extract.{error}") from None
 
     def arrange(self, settings: ExtractSettings) -> Corpus:
-        """Tokenise the documents and cut them into contexts."""
-        special = np.array(sorted(self.facts.special_tokens))
+        """Tokenise the documents and cut them into contexts.
+
+        Raises
+        ------
+        ValueError
+            If a text has a token that the model does not know, or too few have any.
+        """
         tokens = self.facts.tokenize(document.text for document in self.documents)
-        tokens = [ids[~np.isin(ids, special)] for ids in tokens]
-        used: list[int] = np.unique(np.concatenate(tokens)).tolist()
-        vocabulary = {token: self.facts.tokenizer.decode([token]) for token in used}
+        used = np.unique(np.concatenate(tokens))
+        self.facts.check_tokens(used)
+        vocabulary = {token: self.facts.tokenizer.decode([token]) for token in used.tolist()}
         names = [document.name for document in self.documents]
-        return arrange(names, tokens, vocabulary, settings)
+        return arrange(names, tokens, vocabulary, settings, self.facts.special_tokens)
 
 
 @dataclass(frozen=True)

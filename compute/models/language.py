@@ -116,6 +116,12 @@ def _join(pieces: Sequence[tuple[int, int, NDArray[np.int64]]]) -> Context:
     )
 
 
+def beginning(bos: int | None, tokens: Sequence[int] | NDArray[np.int64]) -> list[int]:
+    """Return what is put before a text: the token ``bos``, unless the text has it there itself."""
+    has_it = len(tokens) > 0 and tokens[0] == bos
+    return [] if bos is None or has_it else [bos]
+
+
 @dataclass(eq=False)
 class LanguageModel(ModelAdapter[Context]):
     """A causal language model whose residual stream (or any module) is read at given levels.
@@ -154,7 +160,7 @@ class LanguageModel(ModelAdapter[Context]):
         for rows, length in PROBE_SHAPES:
             probe = self._forward(self._probe_ids(rows, length))
         self.widths = {level.name: int(probe[level.name].shape[-1]) for level in self.levels}
-        self._prove_parts()
+        self.prove_parts(self._probe_ids(*PROBE_SHAPES[-1]))
 
     @classmethod
     def load(
@@ -216,6 +222,15 @@ class LanguageModel(ModelAdapter[Context]):
         """Return every name a level may use, family names first."""
         return list(self._points)
 
+    def places(self) -> dict[str, Hookpoint]:
+        """Return level name → where in the model it is read."""
+        return {level.name: find_hookpoint(self._points, level.hookpoint) for level in self.levels}
+
+    def window_ids(self, item: Context) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the ids ``(t,)`` that the model sees for a window, and the places of its rows."""
+        layout = self._layout(item)
+        return layout.ids, layout.rows
+
     def tokenize(self, documents: Iterable[str]) -> list[NDArray[np.int64]]:
         """Return the token ids of each document, no special token added."""
         return self.facts.tokenize(documents)
@@ -272,6 +287,33 @@ class LanguageModel(ModelAdapter[Context]):
             "bos": self.bos,
         }
 
+    @torch.inference_mode()
+    def prove_parts(self, ids: NDArray[np.int64]) -> list[str]:
+        """Return the layers of which a part is read, each tried on token ids ``(b, t)``.
+
+        Raises
+        ------
+        ValueError : input, attn and mlp of such a layer are not its output, so that what is read
+            as its part is not what is added to the residual stream.
+        """
+        found = (re.fullmatch(r"(layers\.\d+)\.(attn|mlp)", x.hookpoint) for x in self.levels)
+        layers = {match[1]: match[0] for match in found if match}
+        tokens = torch.from_numpy(ids).to(self.device)
+        for layer, asked in layers.items():
+            names = (f"{layer}.{part}" for part in ("input", "attn", "mlp", "output"))
+            places = [self._points[name] for name in names if name in self._points]
+            with Recorder(self.model, places) as recorder:
+                with suppress(StopForward):
+                    self._decoder(input_ids=tokens, use_cache=False)
+                seen = recorder.take()
+            shape = (len(tokens), tokens.shape[1])
+            values = {
+                name.rpartition(".")[2]: token_rows(value, shape, name).float()
+                for name, value in seen.items()
+            }
+            check_parts(values, asked, self.facts.architecture, torch.finfo(self.dtype).eps)
+        return list(layers)
+
     def fit_batch_size(self, *, limit: int = 1024) -> int:
         """Set ``batch_size`` to the largest power of two that fits the device's memory."""
 
@@ -294,11 +336,11 @@ class LanguageModel(ModelAdapter[Context]):
         """Return the ids the model sees for one window, and which of them yield rows."""
         tokens = np.asarray(item.tokens, dtype=np.int64)
         self.facts.check_tokens(tokens)
-        lead = [] if self.bos is None else [self.bos]
         ids: list[NDArray[np.int64]] = []
         positions: list[NDArray[np.int64]] = []
         real: list[NDArray[np.bool_]] = []
         for _, _, begin, end in item.segments():
+            lead = beginning(self.bos, tokens[begin:end])
             ids.append(np.concatenate([np.array(lead, dtype=np.int64), tokens[begin:end]]))
             positions.append(np.arange(len(ids[-1])))
             real.append(np.arange(len(ids[-1])) >= len(lead))
@@ -319,9 +361,7 @@ class LanguageModel(ModelAdapter[Context]):
     def _run(
         self, ids: NDArray[np.int64], arguments: Mapping[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
-        places = {
-            level.name: find_hookpoint(self._points, level.hookpoint) for level in self.levels
-        }
+        places = self.places()
         tokens = torch.from_numpy(ids).to(self.device)
         with Recorder(self.model, set(places.values())) as recorder:
             with suppress(StopForward):
@@ -337,31 +377,6 @@ class LanguageModel(ModelAdapter[Context]):
         length = min(length, self.context_length)
         ids = np.arange(rows * length, dtype=np.int64) % self.facts.vocabulary_size
         return ids.reshape(rows, length)
-
-    @torch.inference_mode()
-    def _prove_parts(self) -> None:
-        """Try that what is read as ``attn`` and ``mlp`` is what is added to the residual stream.
-
-        Raises
-        ------
-        ValueError : input, attn and mlp of a layer of which a part is read are not its output.
-        """
-        found = (re.fullmatch(r"(layers\.\d+)\.(attn|mlp)", x.hookpoint) for x in self.levels)
-        layers = {match[1]: match[0] for match in found if match}
-        tokens = torch.from_numpy(self._probe_ids(*PROBE_SHAPES[-1])).to(self.device)
-        for layer, asked in layers.items():
-            names = (f"{layer}.{part}" for part in ("input", "attn", "mlp", "output"))
-            places = [self._points[name] for name in names if name in self._points]
-            with Recorder(self.model, places) as recorder:
-                with suppress(StopForward):
-                    self._decoder(input_ids=tokens, use_cache=False)
-                seen = recorder.take()
-            shape = (len(tokens), tokens.shape[1])
-            values = {
-                name.rpartition(".")[2]: token_rows(value, shape, name).float()
-                for name, value in seen.items()
-            }
-            check_parts(values, asked, self.facts.architecture, torch.finfo(self.dtype).eps)
 
     def _find_packing(self) -> Packing:
         """Return the way of packing that keeps documents apart in this family, by trying.

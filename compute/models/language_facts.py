@@ -72,15 +72,19 @@ class LanguageFacts:
                 header.vocabulary_size,
                 header.context_length,
             )
-        config = load_config(resolved).get_text_config()
-        return cls(
-            resolved,
-            str(config.model_type),
-            int(config.num_hidden_layers),
-            int(config.hidden_size),
-            int(config.vocab_size),
-            int(getattr(config, "max_position_embeddings", None) or 1 << 31),
-        )
+        config = load_config(resolved)
+        try:
+            text = config.get_text_config()
+            return cls(
+                resolved,
+                str(text.model_type),
+                int(text.num_hidden_layers),
+                int(text.hidden_size),
+                int(text.vocab_size),
+                _longest_context(text),
+            )
+        except Exception as error:
+            raise ValueError(_no_reader(resolved, config, error)) from error
 
     def points(self) -> dict[str, Hookpoint]:
         """Return every hookpoint of the model by name, read off a model without weights."""
@@ -112,7 +116,7 @@ class LanguageFacts:
         """Return hookpoint → width, in the order in which the model passes them.
 
         A run without weights tells. Where a family cannot run so, a linear map's own width is
-        taken, elsewhere that of the residual stream, and the order is the given one.
+        taken, elsewhere that of the residual stream, and the order is that of the layers.
 
         Raises
         ------
@@ -125,7 +129,8 @@ class LanguageFacts:
             shape = (shape[0], min(shape[1], self.max_context))
             seen = self._dry_run(places, shape)
             if seen is None:
-                return {place.name: self._declared_width(place) for place in places}
+                ordered = sorted(places, key=lambda place: _layer_number(place.path))
+                return {place.name: self._declared_width(place) for place in ordered}
             widths = {n: int(token_rows(x, shape, n).shape[-1]) for n, x in seen.items()}
         return widths
 
@@ -171,7 +176,7 @@ class LanguageFacts:
         if not 1 <= context_length <= self.max_context:
             raise ValueError(
                 f"context_length is {context_length}; {self.source.name!r} holds 1 to "
-                f"{self.max_context} tokens"
+                f"{self.max_context} tokens: choose as many at most"
             )
         if context_length == self.max_context and (self.prepends_bos if bos is None else bos):
             raise ValueError(
@@ -241,8 +246,54 @@ class LanguageFacts:
         from transformers import AutoModelForCausalLM
 
         model_class: Any = AutoModelForCausalLM
-        with torch.device("meta"):
-            return model_class.from_config(load_config(self.source)).eval()
+        config = load_config(self.source)
+        try:
+            with torch.device("meta"):
+                return model_class.from_config(config).eval()
+        except Exception as error:
+            raise ValueError(_no_reader(self.source, config, error)) from error
+
+
+def _longest_context(config: Any) -> int:
+    """Most tokens that a model takes, by its config; very many where it has no limit."""
+    try:
+        return int(config.max_position_embeddings or 1 << 31)
+    except (AttributeError, NotImplementedError):
+        return 1 << 31
+
+
+def _no_reader(source: Source, config: Any, error: Exception) -> str:
+    """The sentence that refuses a family, of whose classes each fails in its own way."""
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return (
+        f"source {source.name!r} is of the family {config.model_type!r}, which is not read as a "
+        f"language model ({reason}); use another model"
+    )
+
+
+def check_order(levels: Sequence[ModelLevel], passed: Sequence[str]) -> None:
+    """Refuse levels that are not given lowest first.
+
+    Parameters
+    ----------
+    passed : their hookpoints, in the order in which the model passes them.
+
+    Raises
+    ------
+    ValueError : a level lies below the one before it.
+    """
+    lowest_first = sorted(levels, key=lambda level: passed.index(level.hookpoint))
+    if lowest_first != list(levels):
+        given, wanted = (", ".join(one.name for one in some) for some in (levels, lowest_first))
+        raise ValueError(
+            f"levels {given} are not in the order in which the model passes them: give the lowest "
+            f"first, {wanted}"
+        )
+
+
+def _layer_number(path: str) -> int:
+    """The first number in a dotted path: the layer, of a place inside one."""
+    return next((int(part) for part in path.split(".") if part.isdigit()), -1)
 
 
 def load_config(source: Source) -> Any:

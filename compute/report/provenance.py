@@ -24,6 +24,8 @@ def lineage(recipe: Recipe, steps: Sequence[Reference]) -> dict[str, Any]:
         "weights_hash": activations["weights_sha256"],
         "data_hash": activations["inputs_sha256"],
         "model_dtype": activations["model_dtype"],
+        "stored_dtype": activations["stored_dtype"],
+        "preflight": _preflight(activations["preflight"]),
         "settings": recipe.told,
         "resources": recipe.resources.model_dump(mode="json"),
         "code_commit": code_commit(),
@@ -85,14 +87,28 @@ def facts(
     one_row = "tokens" if kind == "text" else "patches"
     sample = {"text": "documents", "prompts": "drawings", "images": "images"}[kind]
     weights, rows = activations["weights_sha256"], activations["rows"]
+    preflight = _preflight(activations["preflight"])
     return [
         ("Model", recipe.model.gguf_file or recipe.model.source),
         ("Weights", f"sha256 {weights[:12]}…, run in {activations['model_dtype']}"),
         (kind.capitalize(), f"{source}, {activations['samples']:,} {sample}"),
         ("Rows", f"{rows:,} {one_row}, {rows - activations['train_rows']:,} held out"),
+        ("Stored", f"in {activations['stored_dtype']}"),
+        *([("Proved before the run", ", ".join(preflight["proved"]))] if preflight else []),
         ("Outliers", f"{outliers:,} rows left out (attention sinks)"),
         ("Dictionaries", _dictionaries(learn)),
     ]
+
+
+def _preflight(record: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What was proved before the run, by name; None of a kind of model that has no preflight."""
+    if record is None:
+        return None
+    told: dict[bool, dict[str, str]] = {holds: {} for holds in (True, False)}
+    for proof in record["proofs"]:
+        told[proof["holds"]][proof["name"]] = proof["told"]
+    kept = {key: record[key] for key in ("rows", "largest", "device")}
+    return kept | {"proved": told[True], "not_proved": told[False]}
 
 
 def _dictionaries(learn: LearnSettings) -> str:

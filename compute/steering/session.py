@@ -12,6 +12,7 @@ import torch
 
 from compute.models import load_adapter
 from compute.models.adapter import ModelLevel
+from compute.models.language import beginning
 from compute.steering.context import steer
 from compute.steering.distance import Distance
 from compute.steering.edits import Edit
@@ -169,8 +170,7 @@ def _perplexity(adapter: Any, text: str) -> float:
 
 def _ids(adapter: Any, text: str) -> list[int]:
     (tokens,) = adapter.tokenize([text])
-    lead = [] if adapter.bos is None else [adapter.bos]
-    return [*lead, *tokens.tolist()] or [adapter.facts.pad_token]
+    return [*beginning(adapter.bos, tokens), *tokens.tolist()] or [adapter.facts.pad_token]
 
 
 def _draw(adapter: Any, prompts: Sequence[str], seed: int) -> list[str]:

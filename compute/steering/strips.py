@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from compute.models.diffusion import Prompt
-from compute.models.language import Context
+from compute.models.language import Context, beginning
 from compute.steering.context import steer
 from compute.steering.edits import Edit
 from compute.steering.session import generate
@@ -104,7 +104,7 @@ def _prompt(
         return item.text, item.seed
     if isinstance(item, Context):
         # A row counts from the token that begins every sequence, where there is one.
-        end = position + 1 - (adapter.bos is not None)
+        end = position + 1 - len(beginning(adapter.bos, item.tokens))
         tokens = np.asarray(item.tokens)[: max(1, end)]
         return str(adapter.facts.tokenizer.decode(tokens)), 0
     return None

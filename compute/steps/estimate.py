@@ -29,7 +29,7 @@ from compute.settings import (
 )
 from compute.steps.fidelity import passed_rows
 from storage.locations import Location
-from storage.tables.activations import ActivationPlan, LevelPlan
+from storage.tables.activations import ActivationPlan, Dtype, LevelPlan
 
 if TYPE_CHECKING:
     from compute.inputs.sources import Sources
@@ -123,6 +123,7 @@ def rehearse_extraction(
     settings: ExtractSettings,
     n_rows: int,
     *,
+    dtype: Dtype,
     resources: ResourceSettings,
 ) -> StepEstimate:
     """Extract a few small blocks into a temporary store and multiply out to `n_rows`.
@@ -153,7 +154,7 @@ def rehearse_extraction(
             LevelPlan(name=level.name, width=width)
             for level, width in zip(sources.levels, sources.widths, strict=True)
         ),
-        dtype=settings.dtype,
+        dtype=dtype,
         n_train=min(samples.n_train, blocks[-1]),
         n_rows=blocks[-1],
         blocks=blocks,

@@ -12,18 +12,21 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from compute.inputs.sources import Samples, Sources, look, resumed_samples, save_samples
+from compute.models.proofs import Preflight
 from compute.settings import ExtractSettings, LearnSettings, Recipe
 from compute.steps.importing import sized
 from storage.locations import Location
 from storage.records import fingerprint
 from storage.references import Reference
 from storage.sealing.condemned import read_condemned
-from storage.tables.activations import ActivationPlan, LevelPlan
+from storage.tables.activations import ActivationPlan, Dtype, LevelPlan
 
 __all__ = [
     "RunPlan",
     "activation_plan",
     "check",
+    "check_disk",
+    "check_rows",
     "disk_bytes",
     "extraction_fingerprint",
     "prepare",
@@ -32,7 +35,7 @@ __all__ = [
 _log = logging.getLogger("strata")
 
 # Raised when extraction comes to compute something else from the same settings.
-EXTRACT_VERSION = 2
+EXTRACT_VERSION = 3
 
 
 class RunPlan(BaseModel):
@@ -49,6 +52,10 @@ class RunPlan(BaseModel):
         The kind of model, such as ``llama`` or ``StableDiffusionPipeline``.
     widths : tuple of int
         Width of each level's activations.
+    stored_dtype : str, optional
+        The type in which activations are stored; None where the preflight is still to choose it.
+    preflight : Preflight, optional
+        What was proved on the model itself (`compute.steps.proving`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -59,6 +66,8 @@ class RunPlan(BaseModel):
     dtype: str
     architecture: str
     widths: tuple[int, ...]
+    stored_dtype: Dtype | None = None
+    preflight: Preflight | None = None
 
     @classmethod
     def of(cls, sources: Sources, settings: ExtractSettings) -> RunPlan:
@@ -70,7 +79,16 @@ class RunPlan(BaseModel):
             dtype=sources.dtype,
             architecture=sources.architecture,
             widths=sources.widths,
+            stored_dtype=None if settings.dtype == "auto" else settings.dtype,
         )
+
+    def told(self) -> list[str]:
+        """What the preflight proved, a line each; none where there was no preflight."""
+        if self.preflight is None:
+            return []
+        lines = [f"{proof.name}: {proof.told}" for proof in self.preflight.proofs]
+        largest = ", ".join(f"{most:,.1f} at {x}" for x, most in self.preflight.largest.items())
+        return [*lines, f"range: at most {largest}; stored as {self.stored_dtype}"]
 
     def folder(self, store: str) -> Location:
         """Where the activation set lies, or will."""
@@ -114,26 +132,64 @@ def check(recipe: Recipe) -> RunPlan:
     folder = plan.folder(recipe.store)
     if Reference.find(folder) is not None and not read_condemned(folder):
         return plan
-    samples = resumed_samples(folder)
-    if samples is not None:
-        return plan
-    texts = recipe.inputs.text is not None
-    _log.info("tokenises the texts" if texts else "lays the pictures out")
-    samples = sources.arrange(recipe.extract)
-    free = location.free_bytes()
-    needed = disk_bytes(activation_plan(recipe, plan, samples), learn)
+    resumed = resumed_samples(folder)
+    if resumed is None:
+        texts = recipe.inputs.text is not None
+        _log.info("tokenises the texts" if texts else "lays the pictures out")
+    samples = sources.arrange(recipe.extract) if resumed is None else resumed
+    check_rows(recipe, plan, samples)
+    if resumed is None:
+        # What auto comes to is not known yet; it takes no less.
+        dtype = plan.stored_dtype or "float16"
+        check_disk(recipe, activation_plan(recipe, plan, samples, dtype), learn)
+        save_samples(samples, folder)
+    return plan
+
+
+def check_rows(recipe: Recipe, plan: RunPlan, samples: Samples) -> None:
+    """Refuse fewer rows than anything can be learnt from.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer rows for training than edges need or, where something is trained, than a
+        level has directions.
+    """
+    from compute.graphs.regression_columns import FEWEST_ROWS
+
+    width = max(plan.widths) if recipe.learn.method != "import" else 0
+    least = max(FEWEST_ROWS, width)
+    if samples.n_train < least:
+        why = "the width of a level" if width == least else "what an edge needs"
+        raise ValueError(
+            f"{samples.n_rows:,} rows leave {samples.n_train:,} for training, since whole samples "
+            f"are held out, and {least:,} are the fewest, {why}: give more inputs, or raise "
+            "extract.max_rows."
+        )
+
+
+def check_disk(recipe: Recipe, planned: ActivationPlan, learn: LearnSettings) -> None:
+    """Refuse a store that is too small for the run.
+
+    Raises
+    ------
+    ValueError
+        If it has fewer bytes free than the run takes at once.
+    """
+    location = Location(recipe.store)
+    free, needed = location.free_bytes(), disk_bytes(planned, learn)
     if free is not None and free < needed:
         raise ValueError(
             f"store {location.url!r} has {free / 1e6:,.0f} MB free and the run needs about "
             f"{needed / 1e6:,.0f} MB: free some space, choose another store, or lower "
             "extract.max_rows."
         )
-    save_samples(samples, folder)
-    return plan
 
 
-def activation_plan(recipe: Recipe, plan: RunPlan, samples: Samples) -> ActivationPlan:
-    """The shape of the activation set that extraction writes."""
+def activation_plan(
+    recipe: Recipe, plan: RunPlan, samples: Samples, dtype: Dtype
+) -> ActivationPlan:
+    """The shape of the activation set that extraction writes, in the type `dtype`."""
     settings = recipe.extract
     return ActivationPlan(
         fingerprint=plan.fingerprint,
@@ -141,7 +197,7 @@ def activation_plan(recipe: Recipe, plan: RunPlan, samples: Samples) -> Activati
             LevelPlan(name=level.name, width=width)
             for level, width in zip(recipe.levels, plan.widths, strict=True)
         ),
-        dtype=settings.dtype,
+        dtype=dtype,
         n_train=samples.n_train,
         n_rows=samples.n_rows,
         blocks=samples.block_rows,

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from compute.models.hooks import StopForward
-from compute.models.language import Context, LanguageModel
+from compute.models.language import Context, LanguageModel, beginning
 from compute.steering.places import Moment, PlaceRows, Target
 from compute.steering.running import Intervention, Interventions
 from compute.steering.steering_levels import ConceptLevel
@@ -34,12 +34,12 @@ class LanguageBench(Bench):
         batch_size: int,
     ) -> None:
         super().__init__(target, levels, batch_size)
-        lead = [] if adapter.bos is None else [adapter.bos]
-        width = max(len(item.tokens) for item in items) + len(lead)
+        leads = [beginning(adapter.bos, item.tokens) for item in items]
+        width = max(len(lead) + len(item.tokens) for lead, item in zip(leads, items, strict=True))
         self._ids = np.full((len(items), width), adapter.facts.pad_token, dtype=np.int64)
         self._real = np.zeros((len(items), width), dtype=bool)
         special = np.array(sorted(adapter.facts.special_tokens), dtype=np.int64)
-        for row, item in enumerate(items):
+        for row, (lead, item) in enumerate(zip(leads, items, strict=True)):
             tokens = np.asarray(item.tokens, dtype=np.int64)
             end = len(lead) + len(tokens)
             self._ids[row, :end] = [*lead, *tokens]

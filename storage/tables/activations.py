@@ -32,6 +32,7 @@ __all__ = [
     "ActivationSet",
     "ActivationWriter",
     "CorruptShard",
+    "Dtype",
     "LevelPlan",
     "NotSealed",
 ]

@@ -79,7 +79,7 @@ def planned(recipe: str, settings: list[str]) -> tuple[Any, Any, Any]:
     samples = sources.arrange(chosen.extract)
     read = block_reader(samples, chosen.inputs, seed=chosen.extract.seed)
     load = model_loader(chosen.model, chosen.levels, chosen.extract, found.dtype)
-    return read, load, activation_plan(chosen, found, samples)
+    return read, load, activation_plan(chosen, found, samples, found.stored_dtype or "float16")
 
 
 def bare_loop(recipe: str, settings: list[str], threads: int) -> tuple[int, float]:

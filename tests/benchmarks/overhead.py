@@ -4,14 +4,14 @@
 
 The recipe is run from its beginning by ``strata run``, in a store of its own. What the steps say
 they took is their work, Ray's starts included; the rest is the check of the inputs before anything
-starts, which looks at the model with its own libraries, and then the command line and Prefect (its
+starts, which tries the model on a few samples, and then the command line and Prefect (its
 server and database, which start beside the check, task and flow runs, artifacts, assets, events).
 The check and the starts inside steps are measured apart: connecting to Ray, and a new worker
 process for each of the steps that use Ray, without and with the import of torch, which any process
 of that kind must do. Rows:
 
 - ``run``, ``steps``: the whole, and the sum over steps;
-- ``check of inputs``: looking at model and inputs, in a process of its own;
+- ``check of inputs``: looking at model and inputs and trying the model, in a process of its own;
 - ``Prefect and command line``: the rest of the run;
 - ``connect to Ray``, ``start of workers``, ``import of torch``: once, and once per such step;
 - ``orchestration``: Prefect and command line, connect, start of workers; with its share of the run.
@@ -38,7 +38,8 @@ from flows.recipe import load_recipe
 recipe = load_recipe(sys.argv[1], sys.argv[2:])
 begun = time.perf_counter()
 from compute.steps.plan import check
-check(recipe)
+from compute.steps.proving import prove
+prove(recipe, check(recipe), anew=True)
 print(time.perf_counter() - begun)
 """
 

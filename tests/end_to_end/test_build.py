@@ -96,6 +96,12 @@ def test_the_artifact_says_where_it_comes_from(artifact, recipe):
         assert step["made_on"]["workers"] >= 1
     assert "made_on" not in manifest.metrics["graph"]
     assert lineage["settings"]["learn"]["k"] == 4
+    assert (lineage["model_dtype"], lineage["stored_dtype"]) == ("float32", "float32")
+    preflight = lineage["preflight"]
+    assert {"batch = single", "padded = unpadded", "hooked = unhooked"} <= set(preflight["proved"])
+    assert not preflight["not_proved"]
+    assert set(preflight["largest"]) == {"layer-00", "layer-02"}
+    assert b"preflight.proved.batch = single" in artifact.read("README.md")
     assert {"torch", "zarr", "ray"} <= set(lineage["packages"])
     files = set(manifest.files)
     assert {

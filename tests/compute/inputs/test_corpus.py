@@ -12,12 +12,20 @@ from compute.settings import ExtractSettings
 from storage.locations import Location
 
 
-def corpus_of(lengths, **settings):
+def corpus_of(lengths, special=(), **settings):
     rng = np.random.default_rng(0)
     tokens = [rng.integers(0, 50, size=n) for n in lengths]
     names = [f"d{i}" for i in range(len(lengths))]
     options = {"context_length": 16, "block_rows": 64} | settings
-    return arrange(names, tokens, {i: str(i) for i in range(50)}, ExtractSettings(**options))
+    return arrange(
+        names, tokens, {i: str(i) for i in range(50)}, ExtractSettings(**options), special
+    )
+
+
+def rows_of(corpus, window):
+    """Positions in its document of the tokens of a window that yield a row."""
+    tokens = corpus.window_tokens(window)
+    return window.start + np.flatnonzero(~np.isin(tokens, corpus.special))
 
 
 @given(
@@ -54,7 +62,7 @@ def test_canonical_rows_number_the_windows_in_order():
 
 
 def test_a_corpus_is_read_back_as_it_was_written():
-    corpus = corpus_of([40, 100, 0, 7])
+    corpus = corpus_of([40, 100, 0, 7], special=[3, 7])
     location = Location(f"memory://{uuid.uuid4().hex}")
     corpus.save(location)
     again = Corpus.load(location)
@@ -62,8 +70,37 @@ def test_a_corpus_is_read_back_as_it_was_written():
     assert again.blocks == corpus.blocks
     assert again.names == corpus.names
     assert again.vocabulary == corpus.vocabulary
+    assert again.special.tolist() == [3, 7]
     for a, b in zip(again.tokens, corpus.tokens, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@given(
+    st.lists(st.integers(2, 90), min_size=3, max_size=8),
+    st.sampled_from([None, 2, 40, 90]),
+    st.sets(st.integers(0, 49), max_size=45),
+)
+def test_special_tokens_are_context_and_yield_no_row(lengths, max_rows, special):
+    try:
+        corpus = corpus_of(lengths, special, max_rows=max_rows, block_rows=32)
+    except ValueError as error:
+        assert "documents with tokens" in str(error)  # noqa: PT017 - too few are left
+        return
+    ordinary = [int((~np.isin(tokens, list(special))).sum()) for tokens in corpus.tokens]
+    assert corpus.n_rows == min(sum(ordinary), max_rows or 10**9)
+    assert [len(rows_of(corpus, w)) for w in corpus.windows] == [w.rows for w in corpus.windows]
+    assert all(0 < w.rows <= w.length <= 16 for w in corpus.windows)
+    assert list(corpus.block_rows) == sorted(set(corpus.block_rows))
+    assert (corpus.block_rows[0], corpus.block_rows[-1]) == (0, corpus.n_rows)
+    assert corpus.n_train in corpus.block_rows
+    # Windows stay consecutive from a document's beginning: what is special stands between rows.
+    assert all(w.start % 16 == 0 for w in corpus.windows)
+    numbered = np.concatenate(
+        [corpus.canonical_rows()[w.document][rows_of(corpus, w)] for w in corpus.windows]
+    )
+    assert numbered.tolist() == list(range(corpus.n_rows))
+    for document, rows in corpus.canonical_rows().items():
+        assert (rows[np.isin(corpus.tokens[document], list(special))] == -1).all()
 
 
 def test_the_seed_chooses_the_documents():

@@ -165,6 +165,22 @@ class TestTokens:
         monkeypatch.setattr(type(adapter.facts.tokenizer), "pad_token_id", 99, raising=False)
         check_adapter(adapter, adapter.contexts(adapter.tokenize(TEXTS)))
 
+    def test_a_text_that_begins_with_its_beginning_is_given_no_other(self, save_language_model):
+        folder = save_language_model("llama")
+        marked = load(folder, bos=True).extract([Context(0, 0, (5, 6, 7))])
+        own = load(folder, bos=True).extract([Context(0, 0, (1, 5, 6, 7))])
+        assert own.position.tolist() == [1, 2, 3]
+        assert own.observed.tolist() == marked.observed.tolist()
+        for name, rows in marked.activations.items():
+            assert torch.equal(own.activations[name], rows)
+
+    def test_a_special_token_is_context_of_those_behind_it(self, save_language_model):
+        folder = save_language_model("llama")
+        ids = [4, 2, 5, 1, 6]
+        rows = load(folder).extract([Context(0, 0, tuple(ids))])
+        expected = hidden_states(folder, ids)[2][0, [0, 2, 4]]
+        torch.testing.assert_close(rows.activations["layer-01"], expected, rtol=1e-4, atol=1e-5)
+
     def test_a_token_beyond_the_vocabulary_is_refused(self, save_language_model):
         adapter = load(save_language_model("llama"))
         adapter.facts.tokenizer.add_tokens([f"new{i}" for i in range(20)])
@@ -183,6 +199,15 @@ class TestTokens:
 
 
 class TestLevels:
+    @pytest.mark.parametrize("family", ["llama", "qwen3_moe"])
+    def test_places_come_in_the_order_in_which_the_model_passes_them(
+        self, save_language_model, family
+    ):
+        """Also where a family cannot run without weights, as where values choose experts."""
+        places = ["layers.0.output", "layers.1.mlp", "layers.2.output"]
+        facts = LanguageModel.inspect(save_language_model(family))
+        assert list(facts.widths(places[::-1])) == places
+
     def test_the_forward_ends_after_the_last_level(self, save_language_model):
         adapter = load(save_language_model("llama"), ["layers.0.output"])
         adapter.model.model.layers[1].forward = None  # calling it would raise

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from compute.steps import plan
 from flows.recipe import Recipe
@@ -34,6 +35,12 @@ def test_a_layer_that_the_model_lacks(tiny_recipe, tmp_path):
     levels = [{"name": "a", "hookpoint": "layers.9.output"}]
     with pytest.raises(ValueError, match=r"layers\.9\.output.*layers\.[0-3]"):
         check(tiny_recipe, tmp_path, levels=levels)
+
+
+def test_levels_that_are_not_given_lowest_first(tiny_recipe, tmp_path):
+    levels = tiny_recipe["levels"]
+    with pytest.raises(ValueError, match=r"not in the order .*lowest first, layer-00, layer-02"):
+        check(tiny_recipe, tmp_path, levels=levels[::-1])
 
 
 def test_a_model_folder_that_does_not_exist(tiny_recipe, tmp_path):
@@ -67,8 +74,45 @@ def test_a_disk_that_is_too_small(tiny_recipe, tmp_path, monkeypatch):
 
 def test_a_context_longer_than_the_model_takes(tiny_recipe, tmp_path):
     extract = tiny_recipe["extract"] | {"context_length": 65}
-    with pytest.raises(ValueError, match=r"context_length 65 exceeds the 64 tokens"):
+    with pytest.raises(ValueError, match=r"extract.context_length is 65; .* holds 1 to 64 tokens"):
         check(tiny_recipe, tmp_path, extract=extract)
+
+
+def test_a_context_that_leaves_no_room_for_its_beginning(tiny_recipe, tiny_model, tmp_path):
+    """A tokenizer that begins every text with a token takes one of the model's places."""
+    from transformers import AutoTokenizer
+
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    tokenizer.add_bos_token = True
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
+    )
+    tokenizer.save_pretrained(folder)
+    extract = tiny_recipe["extract"] | {"context_length": 64}
+    changes = {"model": tiny_recipe["model"] | {"source": str(folder)}, "extract": extract}
+    with pytest.raises(ValueError, match=r"extract.context_length is 64, .* choose one less"):
+        check(tiny_recipe, tmp_path / "s", **changes)
+
+
+def test_a_token_that_the_model_does_not_know(tiny_recipe, tiny_model, tiny_texts, tmp_path):
+    from transformers import AutoTokenizer
+
+    folder, texts = tmp_path / "model", tmp_path / "texts"
+    shutil.copytree(tiny_model, folder)
+    shutil.copytree(tiny_texts, texts)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([f"new{i}" for i in range(64)])
+    tokenizer.save_pretrained(folder)
+    (texts / "document-00.txt").write_text("the new63 house .")
+    changes = {
+        "model": tiny_recipe["model"] | {"source": str(folder)},
+        "inputs": {"text": str(texts)},
+    }
+    with pytest.raises(ValueError, match=r"\('new63'\) .* lies beyond the 64 that its model knows"):
+        check(tiny_recipe, tmp_path / "s", **changes)
 
 
 def test_fingerprints_follow_content_not_place(tiny_recipe, tiny_model, tiny_texts, tmp_path):
@@ -81,11 +125,15 @@ def test_fingerprints_follow_content_not_place(tiny_recipe, tiny_model, tiny_tex
         return plan.prepare(recipe)[1].fingerprint
 
     here = name()
-    there = {"source": str(moved / "model")}, {"text": str(moved / "texts")}
+    there = (
+        tiny_recipe["model"] | {"source": str(moved / "model")},
+        {"text": str(moved / "texts")},
+    )
     assert name(model=there[0], inputs=there[1]) == here
     (moved / "texts" / "document-00.txt").write_text("the house .")
     assert name(model=there[0], inputs=there[1]) != here
     assert name(extract=tiny_recipe["extract"] | {"seed": 1}) != here
+    assert name(model=tiny_recipe["model"] | {"dtype": "bfloat16"}) != here
 
 
 @pytest.mark.parametrize(
