@@ -33,11 +33,6 @@ import torch
 from identifiability import Answer, Problem, Scale, completed, mean_active, score
 from scipy.special import ndtri
 
-from compute.dictionaries import Dictionary, fit_dictionary
-from compute.dictionaries.architectures import Normalization
-from compute.dictionaries.normalization import estimate_whitening
-from compute.selection import StreamedSelectionModel
-
 _PILOT_ROWS = 20_000
 _DRAWS = 400
 
@@ -255,45 +250,16 @@ def make(world: str, size: str, seed: int) -> HiddenWorld:
     return HiddenWorld(WORLDS[world], sizes, dim, active, seed)
 
 
-def whitened(problem: Problem, steps: int, architecture: str = "batchtopk") -> Answer:
-    """Dictionaries in coordinates whitened on all rows, trained for so many steps."""
-    directions, encoders = [], []
-    for x, width, k in zip(problem.x, problem.widths, problem.k):
-        rows = torch.from_numpy(x)
-        whitening = estimate_whitening(rows)
-        found = fit_dictionary(
-            whitening.rows(rows), width, k, steps, problem.seed, architecture, batch_size=1024
-        )
-        directions.append(whitening.directions(found.directions).numpy())
-        encoders.append(partial(_encode, found, whitening))
-    return identifiability.answer(problem, directions, encoders)
-
-
-def _encode(dictionary: Dictionary, whitening: Normalization, x: np.ndarray) -> np.ndarray:
-    return dictionary.encode(whitening.rows(torch.from_numpy(x))).numpy()
-
-
-def _longer(method: Callable[[Problem], Answer], steps: int) -> Callable[[Problem], Answer]:
-    return lambda problem: method(problem._replace(scale=problem.scale._replace(steps=steps)))
-
-
-def streamed(problem: Problem, offered: float = 1, coupled: bool = True) -> Answer:
-    """The model of ``compute.selection.continuous``, told at most how many concepts there are."""
-    widths = [round(offered * width) for width in problem.widths]
-    model = StreamedSelectionModel(widths, seed=problem.seed, coupled=coupled).fit(problem.x)
-    return Answer([d.directions.numpy() for d in model.dictionaries_], edges=model.edges_)
-
-
 METHODS: dict[str, Callable[[Problem], Answer]] = {
-    "streamed": streamed,
-    "streamed, offered twice": partial(streamed, offered=2),
-    "streamed, uncoupled": partial(streamed, coupled=False),
+    "streamed": identifiability.streamed,
+    "streamed, offered twice": partial(identifiability.streamed, offered=2),
+    "streamed, uncoupled": partial(identifiability.streamed, coupled=False),
     "present fit": identifiability.hierarchical,
     "present fit, uncoupled": partial(identifiability.hierarchical, coupled=False),
-    "batchtopk, whitened, 200": partial(whitened, steps=200),
-    "batchtopk, whitened, 2000": partial(whitened, steps=2000),
-    "topk, 2000": partial(whitened, steps=2000, architecture="topk"),
-    "saelens topk, 2000": _longer(partial(identifiability.saelens, kind="topk"), 2000),
+    "batchtopk, whitened, 200": partial(identifiability.whitened, steps=200),
+    "batchtopk, whitened, 2000": partial(identifiability.whitened, steps=2000),
+    "topk, 2000": partial(identifiability.whitened, steps=2000, architecture="topk"),
+    "saelens topk, 2000": identifiability.METHODS["saelens topk, 2000"],
     "true codes": identifiability.true_codes,
 }
 

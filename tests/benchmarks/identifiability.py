@@ -16,12 +16,15 @@ which bring their own, are recovered from their codes by ``recover_edges``.
 - ``hierarchical``: ``HierarchicalSelectionModel``;
 - ``minimal``: the same, offered twice the true number of concepts at every level;
 - ``uncoupled``: the same with ``coupled=False``, every level by itself;
+- ``streamed``: ``StreamedSelectionModel``, which recipes learn with;
 - ``independent``: ``fit_dictionary`` per level, at the settings the hierarchical model starts from,
   but as dictionaries are commonly trained; ``independent, whitened``: in whitened coordinates, as
-  the hierarchical model does;
+  the hierarchical model does; ``batchtopk, whitened, 2000``: whitened on all rows, ten times the
+  steps, about the processor time of the hierarchical models;
 - ``one dictionary``: one over the rows of all levels; a concept is of the level it serves most;
 - ``random decoder``: frozen random directions, codes by TopK;
 - ``saelens topk``, ``saelens matryoshka``: SAELens' training classes, same steps and batches;
+  ``saelens topk, 2000``: with ten times the steps;
 - ``sparse vae``: Moran et al. 2022 (2110.10804), after its paper: every coordinate is a function of
   the latents that a spike-and-slab lasso leaves it; directions are mean slopes of the decoder;
 - ``causal explanations``: O'Shaughnessy et al. 2020 (2006.13913), after its paper: latents with the
@@ -49,11 +52,13 @@ import _variational
 import numpy as np
 import torch
 
-from compute.dictionaries import fit_dictionary
+from compute.dictionaries import Dictionary, fit_dictionary
+from compute.dictionaries.architectures import Normalization
 from compute.dictionaries.evaluation import match_directions
 from compute.dictionaries.fit import shuffled_batches
+from compute.dictionaries.normalization import estimate_whitening
 from compute.graphs import recover_edges
-from compute.selection import HierarchicalSelectionModel
+from compute.selection import HierarchicalSelectionModel, StreamedSelectionModel
 from compute.worlds import SelectionWorld
 
 RESULTS = Path(__file__).parent / "results"
@@ -150,6 +155,17 @@ def hierarchical(problem: Problem, offered: int = 1, **settings: Any) -> Answer:
     )
 
 
+def streamed(problem: Problem, offered: float = 1, **settings: Any) -> Answer:
+    """The model that recipes learn with, told at most how many concepts there are."""
+    widths = [round(offered * width) for width in problem.widths]
+    model = StreamedSelectionModel(widths, seed=problem.seed, **settings).fit(problem.x)
+    return Answer(
+        [d.directions.numpy() for d in model.dictionaries_],
+        edges=model.edges_,
+        held_out=None if problem.held_out is None else model.transform(problem.held_out),
+    )
+
+
 def independent(problem: Problem, whiten: bool = False) -> Answer:
     found = [
         fit_dictionary(
@@ -166,6 +182,24 @@ def independent(problem: Problem, whiten: bool = False) -> Answer:
     ]
     encoders: list[Encoder] = [lambda x, d=d: d.encode(x).numpy() for d in found]
     return answer(problem, [d.directions.numpy() for d in found], encoders)
+
+
+def whitened(problem: Problem, steps: int, architecture: str = "batchtopk") -> Answer:
+    """Dictionaries in coordinates whitened on all rows, trained for so many steps."""
+    directions, encoders = [], []
+    for x, width, k in zip(problem.x, problem.widths, problem.k):
+        rows = torch.from_numpy(x)
+        whitening = estimate_whitening(rows)
+        found = fit_dictionary(
+            whitening.rows(rows), width, k, steps, problem.seed, architecture, batch_size=1024
+        )
+        directions.append(whitening.directions(found.directions).numpy())
+        encoders.append(partial(_encode, found, whitening))
+    return answer(problem, directions, encoders)
+
+
+def _encode(dictionary: Dictionary, whitening: Normalization, x: np.ndarray) -> np.ndarray:
+    return dictionary.encode(whitening.rows(torch.from_numpy(x))).numpy()
 
 
 def one_dictionary(problem: Problem) -> Answer:
@@ -298,16 +332,23 @@ def true_codes(problem: Problem) -> Answer:
     return Answer([solution[:-1] for solution in fits], problem.codes)
 
 
+def _longer(method: Callable[[Problem], Answer], steps: int) -> Callable[[Problem], Answer]:
+    return lambda problem: method(problem._replace(scale=problem.scale._replace(steps=steps)))
+
+
 METHODS: dict[str, Callable[[Problem], Answer]] = {
     "hierarchical": hierarchical,
     "minimal": lambda problem: hierarchical(problem, offered=2),
     "uncoupled": lambda problem: hierarchical(problem, coupled=False),
+    "streamed": streamed,
     "independent": independent,
     "independent, whitened": lambda problem: independent(problem, whiten=True),
+    "batchtopk, whitened, 2000": lambda problem: whitened(problem, steps=2000),
     "one dictionary": one_dictionary,
     "random decoder": random_decoder,
     "saelens topk": lambda problem: saelens(problem, "topk"),
     "saelens matryoshka": lambda problem: saelens(problem, "matryoshka"),
+    "saelens topk, 2000": _longer(partial(saelens, kind="topk"), 2000),
     "sparse vae": sparse_vae,
     "causal explanations": causal_explanations,
     "true codes": true_codes,

@@ -210,6 +210,9 @@ METHODS = {
     "uncoupled": "hierarchical, every level by itself",
     "causal explanations": "generative causal explanations of a classifier",
     "one dictionary": "one dictionary over all levels",
+    "streamed": "the streamed model, which recipes learn with",
+    "batchtopk, whitened, 2000": "BatchTopK, whitened on all rows, ten times the steps",
+    "saelens topk, 2000": "saelens topk, ten times the steps",
 }
 
 

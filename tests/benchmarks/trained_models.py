@@ -44,6 +44,7 @@ FIELDS = ("model", "method", "seed", "level_1", "level_2", "level_3", "cpu_secon
 PROBE = "linear probe"
 METHODS = (
     "hierarchical",
+    "streamed",
     "uncoupled",
     "independent, whitened",
     "independent",

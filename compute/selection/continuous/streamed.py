@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
@@ -45,6 +46,8 @@ _EDGE_CELLS = 30_000_000
 # Fewest rows of which anything can be told.
 _FEWEST_ROWS = 100
 _STATE_FILE = "selection.safetensors"
+# Times as long as a checkpoint takes, training goes on until the next.
+_BETWEEN = 20.0
 
 
 class StreamedSelectionModel(Estimator):
@@ -289,6 +292,7 @@ class StreamedSelectionModel(Estimator):
         held_out = [x.to(device) for x in source.held_out()]
         stream = source.batches(size, self.steps_)
         seen: list[list[Codes]] = [[] for _ in self._levels]
+        due = 0.0
         while not all(level.done for level in self._levels):
             turn = self.steps_ % generation
             judged = turn >= generation // 2
@@ -309,8 +313,10 @@ class StreamedSelectionModel(Estimator):
             seen = [[] for _ in self._levels]
             if progress is not None:
                 progress(self.steps_, [level.phase for level in self._levels])
-            if kept is not None:
+            if kept is not None and time.monotonic() >= due:
+                began = time.monotonic()
                 kept.save(self.steps_, {_STATE_FILE: self.checkpoint()})
+                due = time.monotonic() + _BETWEEN * (time.monotonic() - began)
         self._read(held_out, source)
         return self
 
