@@ -340,6 +340,9 @@ class StreamedSelectionModel(Estimator):
         below: tuple[Tensor, Tensor] | None = None
         ready = True
         for level, x in zip(self._levels, held_out, strict=True):
+            if below is not None and not below[0].shape[1]:
+                # The level below has ended with nothing.
+                level.links = None
             codes_held = level.judge(level.white.rows(x), below, ready)
             ready = level.done or not self.coupled
             below = codes_held.dense(len(level.concepts)), level.concepts.mean

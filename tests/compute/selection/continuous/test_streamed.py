@@ -162,3 +162,12 @@ def test_encode_refuses_other_levels(model):
         model.encode(0, np.zeros((5, 20)))
     with pytest.raises(ValueError, match=r"level 1 needs \(n, 20\)"):
         model.encode(1, np.zeros((5, 19)))
+
+
+def test_a_level_that_ends_with_nothing_takes_its_edges_along():
+    rng = np.random.default_rng(0)
+    z = (rng.random((230, 40)) < 0.02) * rng.exponential(3, (230, 40))
+    noisy = z @ rng.normal(size=(40, 24)) + 2 * rng.normal(size=(230, 24))
+    clear = z[:, :12] @ rng.normal(size=(12, 16)) + 0.3 * rng.normal(size=(230, 16))
+    with pytest.raises(ValueError, match="level 1 has no concept that is worth its description"):
+        StreamedSelectionModel((32, 16)).fit([noisy, clear])
