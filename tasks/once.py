@@ -42,7 +42,8 @@ _CERTAIN = (
 def _may_pass(task: Any, run: Any, state: State[Any]) -> bool:
     """Whether another try may end better."""
     try:
-        state.result()
+        # In an event loop it would be a coroutine otherwise.
+        state.result(_sync=True)  # type: ignore[call-overload]
     except _CERTAIN:
         return False
     except Exception:

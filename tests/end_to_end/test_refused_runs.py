@@ -1,6 +1,7 @@
 """What is refused inside a step is refused once, in a sentence; what is merely empty is not."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,15 +21,16 @@ pytestmark = [pytest.mark.server, pytest.mark.timeout(900)]
 
 @pytest.fixture(scope="session")
 def loud_model(tiny_model, tmp_path_factory):
-    """The tiny model with a block whose output no float16 holds."""
+    """The tiny model with a word whose activations no float16 holds."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = tmp_path_factory.mktemp("loud")
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     with torch.no_grad():
-        model.model.layers[1].mlp.down_proj.weight *= 1e9
+        model.get_input_embeddings().weight[tokenizer.convert_tokens_to_ids("three")] *= 1e9
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
 
 
@@ -37,12 +39,20 @@ def test_values_that_the_store_cannot_hold(tiny_recipe, loud_model, tmp_path, st
     recipe = tmp_path / "loud.yaml"
     changes = {"model": {"source": str(loud_model), "dtype": "float32"}}
     changes["extract"] = tiny_recipe["extract"] | {"dtype": "float16"}
+    # Only the last text has the word, which the preflight does not see.
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    *others, last = sorted(Path(tiny_recipe["inputs"]["text"]).iterdir())
+    for text in others:
+        (texts / text.name).write_text(text.read_text().replace("three", "two"))
+    (texts / last.name).write_text(last.read_text() + " three")
+    changes["inputs"] = {"text": str(texts)}
     recipe.write_text(yaml.safe_dump(tiny_recipe | changes | {"store": str(tmp_path / "store")}))
     done = strata("run", str(recipe), env=os.environ | {"STRATA_HOME": str(tmp_path / "home")})
     assert done.returncode == 2
     *before, last = done.stderr.strip().splitlines()
     assert last.startswith(
-        "error: level 'layer-02' has an activation that is not finite in float16"
+        "error: level 'layer-00' has an activation that is not finite in float16"
     )
     assert last.endswith("choose extract.dtype=bfloat16 or float32.")
     assert "Traceback" not in done.stderr
