@@ -38,6 +38,9 @@ class _Refusing(TyperGroup):
 
         try:
             return super().invoke(ctx)
+        except BrokenPipeError:
+            # Who reads, as `head`, has read enough.
+            raise
         except (ValueError, KeyError, AliasMoved, OSError, BaseError) as error:
             # A store's own errors go on with the whole request; the first line says what happened.
             # str() of a plain KeyError shows its sentence in quotes.
