@@ -71,19 +71,19 @@ class InputSettings(_Settings):
     """What the model reads: one of text, prompts and images."""
 
     text: str | None = Field(None, min_length=1)
-    """A .txt, .md, .jsonl or .parquet file, a folder of them, `builtin:python-topics`, or
-    `builtin:grammar`."""
+    """A .txt, .md, .jsonl, .json, .csv or .parquet file, also as .gz or .zst, a folder of them,
+    `builtin:python-topics`, or `builtin:grammar`."""
 
     prompts: str | None = Field(None, min_length=1)
     """Prompts that a diffusion model draws, read along the denoising trajectory: a file with one a
-    line (.txt) or a row (.jsonl, .parquet), or `builtin:sprites`."""
+    line (.txt) or a row (.jsonl, .json, .csv, .parquet), or `builtin:sprites`."""
 
     images: str | None = Field(None, min_length=1)
     """Images that a diffusion model is shown, noised to each level's timestep: a folder of .png and
     .jpg files, `builtin:digits` or `builtin:sprites`."""
 
     column: str = Field("text", json_schema_extra=ADVANCED)
-    """Field that holds the text, in .jsonl and .parquet files."""
+    """Field that holds the text, in files of records; `a.b` is the field b of a record in a."""
 
     count: int | None = Field(None, ge=2)
     """Images or drawings in all. Prompts are drawn again from other noise where there are fewer; by

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,12 @@ ENDLESS_COUNT = 2000
 MOST_TEXT_BYTES = 2**33
 """Bytes of the longest file of texts that is read, as a whole."""
 
-_SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")
+_SUFFIXES = (".txt", ".md", ".jsonl", ".json", ".csv", ".parquet")
+_COMPRESSED = (".gz", ".zst")
+# A row of a table has to fit into one.
+_CSV_BLOCK = 2**26
+
+_log = logging.getLogger("strata")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +48,7 @@ def read_documents(settings: InputSettings) -> list[Document]:
     if source.startswith("builtin:"):
         found = list(_builtin(source, settings.count or ENDLESS_COUNT))
     else:
-        found = [d for path in _files(source, "text") for d in _read(path, settings.column)]
+        found = [d for file in _files(source, "text") for d in _read(*file, settings.column)]
     return _with_text(found, source, "text")
 
 
@@ -72,9 +79,9 @@ def read_prompts(settings: InputSettings, *, seed: int = 0) -> list[Document]:
     else:
         found = [
             prompt
-            for path in _files(source, "prompts")
-            for document in _read(path, settings.column)
-            for prompt in (_lines(document) if path.suffix in (".txt", ".md") else [document])
+            for path, name in _files(source, "prompts")
+            for document in _read(path, name, settings.column)
+            for prompt in (_lines(document) if _kind(path) in (".txt", ".md") else [document])
         ]
     found = _with_text(found, source, "prompts")
     count = settings.count or len(found)
@@ -129,75 +136,199 @@ def _builtin(name: str, count: int) -> Iterator[Document]:
         yield Document(topic, text)
 
 
-def _files(source: str, field: str) -> list[Path]:
+def _kind(path: Path) -> str:
+    """What a file is by its name, whether compressed or not: one of the known suffixes, or none."""
+    inner = path.with_suffix("") if path.suffix.lower() in _COMPRESSED else path
+    suffix = inner.suffix.lower()
+    return suffix if suffix in _SUFFIXES and not (suffix == ".parquet" and inner != path) else ""
+
+
+def _files(source: str, field: str) -> list[tuple[Path, str]]:
+    """Files to read, and the names under which reports speak of them."""
     path = Path(source).expanduser()
     if path.is_dir():
-        return sorted(p for p in path.rglob("*") if p.suffix in _SUFFIXES and p.is_file())
+        return _files_below(path)
     if not path.is_file():
-        raise ValueError(f"inputs.{field} {source!r} does not exist: name a file or a folder.")
-    if path.suffix not in _SUFFIXES:
-        known = ", ".join(_SUFFIXES)
-        raise ValueError(f"inputs.{field} {source!r} is of no known kind: use {known}.")
-    return [path]
+        raise ValueError(
+            f"inputs.{field} {source!r} does not exist, looked for as {path.absolute()}: name a "
+            "file or a folder."
+        )
+    if not _kind(path):
+        known, packed = ", ".join(_SUFFIXES), " or ".join(_COMPRESSED)
+        raise ValueError(
+            f"inputs.{field} {source!r} is of no known kind: use {known}, or these in {packed}."
+        )
+    return [(path, path.name)]
 
 
-def _read(path: Path, column: str) -> Iterator[Document]:
+def _files_below(folder: Path) -> list[tuple[Path, str]]:
+    """Files of a folder and those below it that are read; says what is left out."""
+    found: list[tuple[Path, str]] = []
+    left_out: Counter[str] = Counter()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        inside = path.relative_to(folder)
+        if any(part.startswith(".") for part in inside.parts):
+            left_out["hidden"] += 1
+        elif _kind(path):
+            found.append((path, inside.as_posix()))
+        else:
+            left_out[path.suffix or "without a suffix"] += 1
+    if left_out:
+        told = ", ".join(f"{count:,} {kind}" for kind, count in left_out.most_common())
+        _log.info("reads %s files of %s, and leaves out %s", f"{len(found):,}", folder, told)
+    return found
+
+
+def _read(path: Path, name: str, column: str) -> Iterator[Document]:
     """The documents of one file.
 
     Raises
     ------
     ValueError
-        Naming the file, if it is not what its name says, or larger than a text is.
+        Naming the file and the place in it, if it is not what its name says, or larger than a text
+        is.
     """
     size = path.stat().st_size
     if size > MOST_TEXT_BYTES:
         raise ValueError(
             f"{path} has {size:,} bytes, which is more than {MOST_TEXT_BYTES:,}: split it."
         )
-    try:
-        for document in _parsed(path, column):
-            document.text.encode()
-            yield document
-    except UnicodeError:
-        raise ValueError(f"{path} is not text in UTF-8: convert it, or take it out.") from None
+    kind = _kind(path)
+    if kind in (".txt", ".md"):
+        yield Document(name, _decoded(_content(path), f"{path}"))
+        return
+    for number, place, record in _records(path, kind, column):
+        text = _text(record, column, place)
+        if text is not None:
+            try:
+                text.encode()
+            except UnicodeError:
+                raise ValueError(f"{place} is not text in UTF-8: take it out.") from None
+            yield Document(f"{name}:{number}", text)
 
 
-def _parsed(path: Path, column: str) -> Iterator[Document]:
-    if path.suffix == ".jsonl":
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield Document(f"{path.name}:{number}", _field(line, column, path, number))
-    elif path.suffix == ".parquet":
-        texts = _column(path, column)
-        for number, text in enumerate(texts, 1):
-            yield Document(f"{path.name}:{number}", str(text or ""))
+def _records(path: Path, kind: str, column: str) -> Iterator[tuple[int, str, Any]]:
+    """Number, place in words and content of each record of a file of records."""
+    if kind == ".jsonl":
+        for number, line in enumerate(_raw_lines(path), 1):
+            place = f"line {number} of {path}"
+            text = _decoded(line, place)
+            if text.strip():
+                yield number, place, _parsed(text, place)
+        return
+    if kind == ".json":
+        rows = _parsed(_decoded(_content(path), f"{path}"), f"{path}")
+        if not isinstance(rows, list):
+            raise ValueError(
+                f"{path} is no list of records: give one, or a record a line in .jsonl."
+            )
     else:
-        yield Document(path.name, path.read_text(encoding="utf-8"))
+        rows = _csv(path, column) if kind == ".csv" else _parquet(path, column)
+    for number, row in enumerate(rows, 1):
+        yield number, f"row {number} of {path}", row
 
 
-def _column(path: Path, column: str) -> list[Any]:
+def _raw_lines(path: Path) -> Iterator[bytes]:
+    if path.suffix.lower() in _COMPRESSED:
+        yield from _content(path).split(b"\n")
+    else:
+        with path.open("rb") as lines:
+            yield from lines
+
+
+def _content(path: Path) -> bytes:
+    """What a file holds, decompressed."""
+    import pyarrow as pa
+
+    if path.suffix.lower() not in _COMPRESSED:
+        return path.read_bytes()
+    try:
+        with pa.input_stream(str(path), compression="detect") as stream:
+            data: bytes = stream.read(MOST_TEXT_BYTES + 1)
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} cannot be decompressed ({reason}): take it out.") from None
+    if len(data) > MOST_TEXT_BYTES:
+        raise ValueError(f"{path} holds more than {MOST_TEXT_BYTES:,} bytes: split it.")
+    return data
+
+
+def _decoded(data: bytes, place: str) -> str:
+    try:
+        # A mark of the byte order, which other systems begin a file with, is no text.
+        return data.decode("utf-8-sig")
+    except UnicodeError as error:
+        line = ""
+        if isinstance(error, UnicodeDecodeError) and b"\n" in data:
+            line = f"line {data[: error.start].count(10) + 1} of "
+        raise ValueError(
+            f"{line}{place} is not text in UTF-8: convert it, or take it out."
+        ) from None
+
+
+def _parsed(text: str, place: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = "it lies too deep" if isinstance(error, RecursionError) else error
+        raise ValueError(f"{place} is not JSON ({reason}).") from None
+
+
+def _csv(path: Path, column: str) -> Iterator[Mapping[str, Any]]:
+    import pyarrow as pa
+    from pyarrow import csv
+
+    options = csv.ConvertOptions(column_types={column: pa.string()}, strings_can_be_null=False)
+    parse = csv.ParseOptions(newlines_in_values=True)
+    reading = csv.ReadOptions(block_size=_CSV_BLOCK)
+    try:
+        with (
+            pa.input_stream(str(path), compression="detect") as stream,
+            csv.open_csv(stream, reading, parse, options) as table,
+        ):
+            for batch in table:
+                yield from batch.select([n for n in batch.schema.names if n == column]).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} is not a readable CSV file ({reason}).") from None
+
+
+def _parquet(path: Path, column: str) -> Iterator[Mapping[str, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        if column not in pq.read_schema(path).names:
-            raise ValueError(f"inputs.column {column!r} is not a column of {path}: name one.")
-        texts: list[Any] = pq.read_table(path, columns=[column]).column(0).to_pylist()
-    except pa.ArrowException as error:
+        with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            own = column if column in names else column.partition(".")[0]
+            if own not in names:
+                raise ValueError(f"inputs.column {column!r} is not a column of {path}: name one.")
+            for batch in file.iter_batches(columns=[own]):
+                yield from batch.to_pylist()
+    except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path} is not a readable Parquet file ({reason}).") from None
-    return texts
 
 
-def _field(line: str, column: str, path: Path, number: int) -> str:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        reason = "it lies too deep" if isinstance(error, RecursionError) else error
-        raise ValueError(f"line {number} of {path} is not JSON ({reason}).") from None
-    if not isinstance(record, dict) or column not in record:
-        raise ValueError(
-            f"inputs.column {column!r} is missing in line {number} of {path}: name one it has."
-        )
-    return str(record[column])
+def _text(record: Any, column: str, place: str) -> str | None:
+    """The text of a record under the name of a column, or its path as in ``a.b``; None if null.
+
+    Raises
+    ------
+    ValueError
+        If there is no such column, or what it holds is no text.
+    """
+    found = record
+    path = [column] if isinstance(record, Mapping) and column in record else column.split(".")
+    for name in path:
+        if found is None:
+            return None
+        if not isinstance(found, Mapping) or name not in found:
+            raise ValueError(f"inputs.column {column!r} is missing in {place}: name one it has.")
+        found = found[name]
+    if found is None or isinstance(found, str):
+        return found
+    raise ValueError(
+        f"inputs.column {column!r} holds {found!r:.40} in {place}, which is no text: name a column "
+        "of texts."
+    )
