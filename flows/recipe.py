@@ -7,7 +7,7 @@ import importlib.resources
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -188,29 +188,58 @@ def _apply(model: type[BaseModel], values: dict[str, Any], setting: str) -> None
     if not equals or not all(names):
         raise BadInput(f"setting {setting!r} is not of the form name=value, such as learn.k=16.")
     known: Any = model
+    place: Any = values
     for depth, name in enumerate(names):
-        fields = getattr(known, "model_fields", None)
-        if fields is None or name not in fields:
-            close = difflib.get_close_matches(name, fields or (), 1, 0.5)
-            hint = (
-                f"did you mean {'.'.join([*names[:depth], close[0]])!r}?"
-                if close
-                else _names(known)
-            )
-            raise BadInput(f"setting {path!r} is unknown: {hint}")
-        known = fields[name].annotation
-    place = values
-    for name in names[:-1]:
-        place[name] = dict(place.get(name) or {})
-        place = place[name]
+        last = depth == len(names) - 1
+        known = _below(known, place, names, depth)
+        if last:
+            break
+        # What a recipe shares with others is not changed.
+        at: Any = int(name) if isinstance(place, list) else name
+        there = place[at] if isinstance(place, list) else place.get(at)
+        place[at] = list(there) if isinstance(there, list | tuple) else {}
+        if isinstance(there, Mapping):
+            place[at] = dict(there)
+        place = place[at]
+    key = int(names[-1]) if isinstance(place, list) else names[-1]
     if len(text) > _MAX_RECIPE:
         raise BadInput(f"setting {path!r} has more than {_MAX_RECIPE:,} characters: give less.")
     try:
-        place[names[-1]] = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader, and stricter
+        place[key] = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader, and stricter
     except _Refused as error:
         raise BadInput(f"setting {path!r} {error.problem}: leave that out.") from None
     except yaml.YAMLError:
-        place[names[-1]] = text
+        place[key] = text
+
+
+def _below(known: Any, place: Any, names: Sequence[str], depth: int) -> Any:
+    """The type of what a name stands for below a model, a mapping or a list.
+
+    Raises
+    ------
+    BadInput
+        If there is no such name, or no such place in the list.
+    """
+    path, name = ".".join(names), names[depth]
+    kinds = get_args(known)
+    if get_origin(known) is tuple:
+        here = ".".join(names[:depth])
+        if not isinstance(place, list) or not name.isdecimal() or int(name) >= len(place):
+            count = len(place) if isinstance(place, list) else 0
+            raise BadInput(
+                f"setting {path!r} is unknown: {here} has {count} entries, the first is {here}.0."
+            )
+        return kinds[0]
+    if get_origin(known) is dict:
+        return kinds[1]
+    fields = getattr(known, "model_fields", None)
+    if fields is None or name not in fields:
+        close = difflib.get_close_matches(name, fields or (), 1, 0.5)
+        hint = _names(known)
+        if close:
+            hint = f"did you mean {'.'.join([*names[:depth], close[0]])!r}?"
+        raise BadInput(f"setting {path!r} is unknown: {hint}")
+    return fields[name].annotation
 
 
 def _names(model: Any) -> str:

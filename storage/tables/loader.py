@@ -153,10 +153,12 @@ class ActivationLoader:
         chunk = self._set.plan.chunk_rows
         # Only a local shard can be read in part without reading all of it.
         chunks = max(1, _READ_BYTES // (chunk * widest)) if self._local else sys.maxsize
-        # Reads of whole batches, as long as no row is dropped: such a batch is read in place.
-        rows = self._batch_size * max(1, _READ_BYTES // (self._batch_size * widest))
+        # Reads of whole batches, as long as no row is dropped: such a batch is read in place. Of
+        # few rows, no more epochs are gathered at once than a batch takes.
+        rows = self._batch_size * max(1, min(_READ_BYTES // widest, self.rows) // self._batch_size)
         skip = self._start * self._batch_size
         waiting: list[range] = []
+        held = 0
         for (window, starts), (following, _) in itertools.pairwise(self._order()):
             if skip >= window.kept:
                 skip -= window.kept
@@ -168,14 +170,17 @@ class ActivationLoader:
             pieces = [range(a, min(a + chunk, window.stop)) for a in starts]
             dropped = window.kept < window.stop - window.start
             if self._local and not dropped:
-                waiting += _split(pieces, skip)[1]
-                while sum(map(len, waiting)) >= rows:
+                more = _split(pieces, skip)[1]
+                waiting += more
+                held += sum(map(len, more))
+                while held >= rows:
                     read, waiting = _split(waiting, rows)
+                    held -= rows
                     yield False, read, 0
             else:
                 if waiting:
                     yield False, waiting, 0
-                    waiting = []
+                    waiting, held = [], 0
                 step = len(pieces) if skip else min(chunks, len(pieces))
                 for i in range(0, len(pieces), step):
                     yield dropped, pieces[i : i + step], skip

@@ -27,6 +27,16 @@ def test_settings_change_one_value_each():
     assert changed.learn.steps == load_recipe("smollm2").learn.steps
 
 
+def test_settings_of_one_level_are_changed():
+    before = load_recipe("smollm2")
+    changes = ["levels.1.hookpoint=layers.9.output", "learn.levels.layer-15.k=3"]
+    changed = load_recipe("smollm2", changes)
+    assert changed.levels[1] == before.levels[1].model_copy(update={"hookpoint": "layers.9.output"})
+    assert changed.levels[::2] == before.levels[::2]
+    assert changed.learn.of_level("layer-15").k == 3
+    assert load_recipe("smollm2") == before
+
+
 def test_a_recipe_file_is_read(tmp_path, tiny_recipe):
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(tiny_recipe))
@@ -46,6 +56,14 @@ def test_the_store_comes_from_the_environment(monkeypatch, tiny_recipe):
         ("smollm2", ["learn.kk=3"], r"^setting 'learn.kk' is unknown: did you mean 'learn.k'\?$"),
         ("smollm2", ["lern.k=3"], r"^setting 'lern.k' is unknown: did you mean 'learn'\?$"),
         ("smollm2", ["learn.k.x=3"], r"^setting 'learn.k.x' is unknown: it has no settings below"),
+        (
+            "smollm2",
+            ["levels.9.name=a"],
+            r"^setting 'levels.9.name' is unknown: levels has 3 entries",
+        ),
+        ("smollm2", ["levels.a.name=a"], r"the first is levels\.0\.$"),
+        ("smollm2", ["levels.0.hook=a"], r"did you mean 'levels.0.hookpoint'\?$"),
+        ("smollm2", ["learn=5", "learn.kk=3"], r"^setting 'learn.kk' is unknown"),
         ("smollm2", ["learn.k"], r"not of the form name=value"),
         ("smollm2", ["learn.k=99999"], r"^learn: k = 99999 exceeds n_concepts = \d+: choose a k"),
         ("smollm2", ["learn.k=many"], r"^learn.k 'many' is not valid: .*integer"),

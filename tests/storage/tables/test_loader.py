@@ -1,6 +1,7 @@
 """The loader: every kept row once an epoch, the same order always, exact resume at any step."""
 
 import itertools
+import time
 import uuid
 
 import numpy as np
@@ -117,3 +118,32 @@ def test_workers_share_an_epoch(stored, world_size):
 def test_bad_options_are_refused(stored, options, message):
     with pytest.raises(ValueError, match=message):
         ActivationLoader(stored, seed=0, **options)
+
+
+@pytest.mark.timeout(60)
+def test_a_batch_of_few_rows_takes_no_longer_than_one_of_many(tmp_path):
+    levels = (LevelPlan(name="a", width=3),)
+    plan = ActivationPlan(
+        fingerprint="x",
+        levels=levels,
+        dtype="float32",
+        n_train=3,
+        n_rows=4,
+        blocks=(0, 3, 4),
+        shard_rows=128,
+        chunk_rows=32,
+        seed=1,
+    )
+    writer = ActivationWriter(Location(str(tmp_path / "few")), plan)
+    writer.prepare()
+    values = np.arange(12.0, dtype=np.float32).reshape(4, 3)
+    for block, rows in enumerate((np.arange(3), np.arange(3, 4))):
+        index = {"sample": rows, "position": rows * 0, "observed": rows}
+        writer.stage(block, {"a": values[rows]}, index)
+    for shard in plan.shards:
+        writer.write_shard(shard)
+    writer.seal()
+    began = time.perf_counter()
+    first, *_ = take(ActivationLoader(ActivationSet(writer.location), batch_size=4096, seed=0), 3)
+    assert time.perf_counter() - began < 5
+    assert np.bincount((first["a"][:, 0] / 3).astype(int)).min() >= 4096 // 3
