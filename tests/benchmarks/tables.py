@@ -271,13 +271,20 @@ def identifiability__worlds():
     rows = []
     for world in sorted(frame.world.unique()):
         cells = [world]
-        for method in ("hierarchical", "independent, whitened", "saelens topk", "true codes"):
+        for method in (
+            "hierarchical",
+            "streamed",
+            "batchtopk, whitened, 2000",
+            "saelens topk",
+            "true codes",
+        ):
             cells.append(" / ".join(two(value) for value in mean.loc[(world, method)]))
         rows.append(cells)
     heads = (
         "world",
         "hierarchical",
-        "independent, whitened",
+        "streamed",
+        "BatchTopK, whitened on all rows, ten times the steps",
         "SAELens TopK",
         "ceiling: true codes",
     )
