@@ -41,7 +41,7 @@ class Failure(NamedTuple):
 
 def refuse(error: Exception) -> None:
     """Say why something was refused, as the last line of the terminal."""
-    err.print(f"[bold red]error:[/] {escape(_plain(error))}", soft_wrap=True)
+    _say(_plain(error))
 
 
 def say_failure(error: BaseException, log: Path | None) -> int:
@@ -63,8 +63,7 @@ def say_failure(error: BaseException, log: Path | None) -> int:
         with log.open("a", encoding="utf-8") as file:
             file.write(story)
         err.print(f"[dim]The traceback is in {escape(str(log))}[/]", soft_wrap=True)
-    sentence = escape(plain(without_secrets(failure.sentence)))
-    err.print(f"[bold red]error:[/] {sentence}", soft_wrap=True)
+    _say(failure.sentence)
     return 2 if failure.refused else 1
 
 
@@ -91,6 +90,10 @@ def failure_of(error: BaseException) -> Failure:
         "is done is kept, and the same command goes on where it stopped.",
         refused=False,
     )
+
+
+def _say(sentence: str) -> None:
+    err.print(f"[bold red]error:[/] {escape(sentence)}", soft_wrap=True)
 
 
 def _plain(error: BaseException) -> str:

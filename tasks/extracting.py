@@ -22,15 +22,11 @@ def extract(recipe: Recipe, plan: RunPlan) -> Reference:
 
     def work(location: Location, progress: Progress) -> dict[str, Any]:
         from compute.inputs.gallery import Gallery
-        from compute.inputs.sources import block_reader, model_loader, resumed_samples
+        from compute.inputs.sources import block_reader, checked_samples, model_loader
         from compute.steps.extract import write_activations
         from compute.steps.plan import activation_plan
 
-        samples = resumed_samples(location)
-        if samples is None:
-            raise FileNotFoundError(
-                f"the samples of {location.url} are gone since the run was checked: run it again."
-            )
+        samples = checked_samples(location)
         assert plan.stored_dtype is not None  # the preflight has chosen it
         stored = write_activations(
             location,

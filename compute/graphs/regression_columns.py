@@ -133,9 +133,7 @@ def dense_columns(data: NDArray[Any]) -> DenseColumns:
 def sparse_columns(data: Any) -> SparseColumns:
     """Bring a sparse (n, q) matrix of numbers to unit variance."""
     n, rounding = data.shape[0], _rounding(data.dtype)
-    columns = sparse.csc_array(data, copy=True)
-    columns.sum_duplicates()
-    columns.eliminate_zeros()
+    columns = canonical_columns(data)
     full, shift = means_of_full(columns)
     columns = without_means(columns, full, shift)
     counts = np.diff(columns.indptr)
@@ -162,6 +160,14 @@ def sparse_columns(data: Any) -> SparseColumns:
     columns.data *= scale.astype(np.float32)[owner]
     columns.eliminate_zeros()
     return SparseColumns(columns, mean * scale, constant, full)
+
+
+def canonical_columns(data: Any) -> sparse.csc_array:
+    """Return the columns of a sparse matrix, each value stored once and no zero, as a copy."""
+    columns = sparse.csc_array(data, copy=True)
+    columns.sum_duplicates()
+    columns.eliminate_zeros()
+    return columns
 
 
 def is_full(present: NDArray[np.integer[Any]], n: int) -> NDArray[np.bool_]:

@@ -15,6 +15,7 @@ from compute.graphs.level_pairs import Correlations, add_products, no_products
 from compute.graphs.recovery import recover_from
 from compute.graphs.regression_columns import (
     FEWEST_ROWS,
+    canonical_columns,
     check_level,
     means_of_full,
     without_means,
@@ -96,7 +97,7 @@ class _Scaling(NamedTuple):
 
     @classmethod
     def of(cls, level: sparse.csr_array) -> _Scaling:
-        columns = _columns(level)
+        columns = canonical_columns(level)
         full, mean = means_of_full(columns)
         columns = without_means(columns, full, mean)
         count = np.diff(columns.indptr)
@@ -108,17 +109,10 @@ class _Scaling(NamedTuple):
         return cls(full, mean, _CLIP * np.where(root > 0, root, usual))
 
     def apply(self, level: sparse.csr_array) -> sparse.csc_array:
-        columns = without_means(_columns(level), self.full, self.mean)
+        columns = without_means(canonical_columns(level), self.full, self.mean)
         owner = np.repeat(np.arange(len(self.cap)), np.diff(columns.indptr))
         data = np.clip(columns.data / self.cap[owner], -1.0, 1.0).astype(np.float32)
         return sparse.csc_array((data, columns.indices, columns.indptr), shape=columns.shape)
-
-
-def _columns(level: sparse.csr_array) -> sparse.csc_array:
-    columns = sparse.csc_array(level, copy=True)
-    columns.sum_duplicates()
-    columns.eliminate_zeros()
-    return columns
 
 
 class _Moments:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -242,15 +243,26 @@ def _content(path: Path) -> bytes:
 
     if path.suffix.lower() not in _COMPRESSED:
         return path.read_bytes()
-    try:
-        with pa.input_stream(str(path), compression="detect") as stream:
-            data: bytes = stream.read(MOST_TEXT_BYTES + 1)
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} cannot be decompressed ({reason}): take it out.") from None
+    with (
+        _refused(path, "cannot be decompressed", ": take it out"),
+        pa.input_stream(str(path), compression="detect") as stream,
+    ):
+        data: bytes = stream.read(MOST_TEXT_BYTES + 1)
     if len(data) > MOST_TEXT_BYTES:
         raise ValueError(f"{path} holds more than {MOST_TEXT_BYTES:,} bytes: split it.")
     return data
+
+
+@contextlib.contextmanager
+def _refused(path: Path, what: str, remedy: str = "") -> Iterator[None]:
+    """Refuse a file in one sentence where Arrow cannot read it, by the first line of its reason."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} {what} ({reason}){remedy}.") from None
 
 
 def _decoded(data: bytes, place: str) -> str:
@@ -281,33 +293,25 @@ def _csv(path: Path, column: str) -> Iterator[Mapping[str, Any]]:
     options = csv.ConvertOptions(column_types={column: pa.string()}, strings_can_be_null=False)
     parse = csv.ParseOptions(newlines_in_values=True)
     reading = csv.ReadOptions(block_size=_CSV_BLOCK)
-    try:
-        with (
-            pa.input_stream(str(path), compression="detect") as stream,
-            csv.open_csv(stream, reading, parse, options) as table,
-        ):
-            for batch in table:
-                yield from batch.select([n for n in batch.schema.names if n == column]).to_pylist()
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} is not a readable CSV file ({reason}).") from None
+    with (
+        _refused(path, "is not a readable CSV file"),
+        pa.input_stream(str(path), compression="detect") as stream,
+        csv.open_csv(stream, reading, parse, options) as table,
+    ):
+        for batch in table:
+            yield from batch.select([n for n in batch.schema.names if n == column]).to_pylist()
 
 
 def _parquet(path: Path, column: str) -> Iterator[Mapping[str, Any]]:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        with pq.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            own = column if column in names else column.partition(".")[0]
-            if own not in names:
-                raise ValueError(f"inputs.column {column!r} is not a column of {path}: name one.")
-            for batch in file.iter_batches(columns=[own]):
-                yield from batch.to_pylist()
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} is not a readable Parquet file ({reason}).") from None
+    with _refused(path, "is not a readable Parquet file"), pq.ParquetFile(path) as file:
+        names = file.schema_arrow.names
+        own = column if column in names else column.partition(".")[0]
+        if own not in names:
+            raise ValueError(f"inputs.column {column!r} is not a column of {path}: name one.")
+        for batch in file.iter_batches(columns=[own]):
+            yield from batch.to_pylist()
 
 
 def _text(record: Any, column: str, place: str) -> str | None:

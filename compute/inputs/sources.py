@@ -28,6 +28,7 @@ __all__ = [
     "Samples",
     "Sources",
     "block_reader",
+    "checked_samples",
     "load_samples",
     "look",
     "model_loader",
@@ -325,6 +326,22 @@ def resumed_samples(location: Location) -> Samples | None:
         return load_samples(SealedFolder.open(location, _SAMPLES_SEAL))
     except (NotFound, CorruptFile):
         return None
+
+
+def checked_samples(location: Location) -> Samples:
+    """What the check of this run has saved here.
+
+    Raises
+    ------
+    FileNotFoundError
+        If it is not there any more, as it was saved.
+    """
+    samples = resumed_samples(location)
+    if samples is None:
+        raise FileNotFoundError(
+            f"the samples of {location.url} are gone since the run was checked: run it again."
+        )
+    return samples
 
 
 def load_samples(files: Files) -> Samples:

@@ -11,7 +11,7 @@ import torch
 from compute.models.adapter import ActivationRows
 from compute.models.hooks import Recorder, token_rows
 from compute.models.language import Context, LanguageModel
-from compute.models.proofs import Proof
+from compute.models.proofs import Seen
 from compute.models.readings import alike, refuse_apart, tolerance
 
 __all__ = ["PROOFS"]
@@ -20,12 +20,12 @@ __all__ = ["PROOFS"]
 _SHORT = 8
 
 
-def _padded(adapter: LanguageModel, items: Sequence[Context], rows: ActivationRows) -> Proof:
+def _padded(adapter: LanguageModel, items: Sequence[Context], rows: ActivationRows) -> Seen:
     """A window that is filled up beside a longer one gives the rows that it gives alone."""
     long, short = max(items, key=lambda item: len(item.tokens)), _short(adapter, items)
     padding = len(long.tokens) - len(short.tokens)
     if padding < 1:
-        return Proof(name="padded = unpadded", holds=True, told="all windows are of one length")
+        return Seen("all windows are of one length")
     together, alone = adapter.extract([long, short]), adapter.extract([short])
     tail = {name: values[-len(alone) :] for name, values in together.activations.items()}
     try:
@@ -35,19 +35,14 @@ def _padded(adapter: LanguageModel, items: Sequence[Context], rows: ActivationRo
             f"{adapter.facts.architecture} models see what stands behind a token, padding too "
             f"({error}): its rows would depend on their batch; read another model"
         ) from None
-    return Proof(
-        name="padded = unpadded",
-        holds=True,
-        told=f"{padding} tokens of padding are not seen, {alike(worst)}",
-    )
+    return Seen(f"{padding} tokens of padding are not seen, {alike(worst)}")
 
 
-def _packed(adapter: LanguageModel, items: Sequence[Context], rows: ActivationRows) -> Proof:
+def _packed(adapter: LanguageModel, items: Sequence[Context], rows: ActivationRows) -> Seen:
     """Two documents in one window give the rows that each gives alone, if the family can."""
-    name = "packed = unpacked"
     first, second = (_cut(item, min(_SHORT, adapter.context_length // 2)) for item in items[:2])
     if len(first.tokens) + len(second.tokens) > adapter.context_length:
-        return Proof(name=name, holds=False, told="a context has no room for two documents")
+        return Seen("a context has no room for two documents", holds=False)
     joined = Context(
         first.document,
         first.start,
@@ -60,12 +55,12 @@ def _packed(adapter: LanguageModel, items: Sequence[Context], rows: ActivationRo
         worst = refuse_apart(adapter.extract([joined]).activations, apart)
     except ValueError as error:
         # No run of a recipe packs, and who packs by himself is refused there.
-        return Proof(name=name, holds=False, told=f"not possible, and not used: {error}")
-    return Proof(name=name, holds=True, told=f"documents do not see one another, {alike(worst)}")
+        return Seen(f"not possible, and not used: {error}", holds=False)
+    return Seen(f"documents do not see one another, {alike(worst)}")
 
 
 @torch.inference_mode()
-def _hooked(adapter: LanguageModel, items: Sequence[Context], rows: ActivationRows) -> Proof:
+def _hooked(adapter: LanguageModel, items: Sequence[Context], rows: ActivationRows) -> Seen:
     """The whole model says the same with and without hooks, and passes the rows that are kept."""
     ids, inside = adapter.window_ids(items[0])
     tokens = torch.from_numpy(ids[None]).to(adapter.device)
@@ -85,19 +80,14 @@ def _hooked(adapter: LanguageModel, items: Sequence[Context], rows: ActivationRo
         worst = refuse_apart(adapter.extract(items[:1]).activations, passed)
     except ValueError as error:
         raise ValueError(f"a pass that ends at the last level reads others: {error}") from None
-    return Proof(
-        name="hooked = unhooked",
-        holds=True,
-        told=f"logits {alike(missed, 'their')}, rows of a whole pass {alike(worst)}",
-    )
+    return Seen(f"logits {alike(missed, 'their')}, rows of a whole pass {alike(worst)}")
 
 
-def _parts(adapter: LanguageModel, items: Sequence[Context], rows: ActivationRows) -> Proof:
+def _parts(adapter: LanguageModel, items: Sequence[Context], rows: ActivationRows) -> Seen:
     """Input, attention and feed-forward part of a layer are its output, where a part is read."""
     ids, _ = adapter.window_ids(items[0])
     layers = adapter.prove_parts(ids[None])
-    told = f"in {', '.join(layers)}" if layers else "no part of a layer is read"
-    return Proof(name="input + attn + mlp = output", holds=True, told=told)
+    return Seen(f"in {', '.join(layers)}" if layers else "no part of a layer is read")
 
 
 def _cut(item: Context, length: int) -> Context:
@@ -112,7 +102,7 @@ def _short(adapter: LanguageModel, items: Sequence[Context]) -> Context:
     return _cut(last, next(lengths, len(last.tokens)))
 
 
-PROOFS: dict[str, Callable[[LanguageModel, Sequence[Context], ActivationRows], Proof]] = {
+PROOFS: dict[str, Callable[[LanguageModel, Sequence[Context], ActivationRows], Seen]] = {
     "padded = unpadded": _padded,
     "packed = unpacked": _packed,
     "hooked = unhooked": _hooked,

@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 import torch
 
 from compute.models.adapter import ActivationRows, ModelAdapter
-from compute.models.proofs import Preflight, Proof
+from compute.models.proofs import Preflight, Proof, Seen
 from compute.models.readings import alike, refuse_apart
 
-__all__ = ["OWN_PROOFS", "check_versions", "preflight", "proofs_of", "sentence"]
+__all__ = ["OWN_PROOFS", "check_versions", "preflight", "proofs_of", "prove_all", "sentence"]
 
 Item = TypeVar("Item")
 
@@ -43,17 +43,25 @@ def preflight(kind: str, adapter: ModelAdapter[Item], items: Sequence[Item]) -> 
         dtype=str(next(iter(rows.activations.values())).dtype).removeprefix("torch."),
         device=str(adapter.describe()["device"]),
         packages=packages,
-        proofs=tuple(prove(adapter, items, rows) for prove in proofs_of(kind).values()),
+        proofs=prove_all(kind, adapter, items, rows),
     )
 
 
-def proofs_of(kind: str) -> dict[str, Callable[..., Proof]]:
+def prove_all(
+    kind: str, adapter: ModelAdapter[Item], items: Sequence[Item], rows: ActivationRows
+) -> tuple[Proof, ...]:
+    """Try everything of :func:`proofs_of` on samples whose ``rows`` were read in one batch."""
+    seen = {name: prove(adapter, items, rows) for name, prove in proofs_of(kind).items()}
+    return tuple(Proof(name=name, holds=one.holds, told=one.told) for name, one in seen.items())
+
+
+def proofs_of(kind: str) -> dict[str, Callable[..., Seen]]:
     """Return name → what proves it, in their order: a cause comes before what follows from it.
 
     Each is given the adapter, the samples and their rows, and raises ValueError where that does not
     hold which a run needs.
     """
-    own: dict[str, Callable[..., Proof]] = import_module(OWN_PROOFS[kind]).PROOFS
+    own: dict[str, Callable[..., Seen]] = import_module(OWN_PROOFS[kind]).PROOFS
     return {"shapes": _shapes, "finite": _finite, **own, "batch = single": _batch_is_single}
 
 
@@ -89,7 +97,7 @@ def check_versions() -> dict[str, str]:
     return found
 
 
-def _shapes(adapter: ModelAdapter[Any], items: Sequence[Any], rows: ActivationRows) -> Proof:
+def _shapes(adapter: ModelAdapter[Any], items: Sequence[Any], rows: ActivationRows) -> Seen:
     """As many rows as are due, of the width that is due, at every level."""
     n = sum(adapter.rows_of(item) for item in items)
     for level in adapter.levels:
@@ -97,10 +105,10 @@ def _shapes(adapter: ModelAdapter[Any], items: Sequence[Any], rows: ActivationRo
         if shape != told:
             raise ValueError(f"level {level.name!r} gives rows of shape {shape} and not {told}")
     widths = ", ".join(str(width) for width in adapter.widths.values())
-    return Proof(name="shapes", holds=True, told=f"{n:,} rows of width {widths}")
+    return Seen(f"{n:,} rows of width {widths}")
 
 
-def _finite(_: ModelAdapter[Any], __: Sequence[Any], rows: ActivationRows) -> Proof:
+def _finite(_: ModelAdapter[Any], __: Sequence[Any], rows: ActivationRows) -> Seen:
     """No value is infinite or none, at any level, and no level is constant."""
     for name, values in rows.activations.items():
         if not bool(torch.isfinite(values).all()):
@@ -110,12 +118,12 @@ def _finite(_: ModelAdapter[Any], __: Sequence[Any], rows: ActivationRows) -> Pr
             )
         if float(values.float().std()) == 0:
             raise ValueError(f"level {name!r} is constant: choose another hookpoint")
-    return Proof(name="finite", holds=True, told="every value at every level")
+    return Seen("every value at every level")
 
 
 def _batch_is_single(
     adapter: ModelAdapter[Any], items: Sequence[Any], rows: ActivationRows
-) -> Proof:
+) -> Seen:
     """Every sample alone gives the rows that it gives in the batch."""
     alone = [adapter.extract([item]).activations for item in items]
     joined = {name: torch.cat([one[name] for one in alone]) for name in rows.activations}
@@ -123,8 +131,4 @@ def _batch_is_single(
         worst = refuse_apart(rows.activations, joined)
     except ValueError as error:
         raise ValueError(f"samples read in one batch are not what each is alone: {error}") from None
-    return Proof(
-        name="batch = single",
-        holds=True,
-        told=f"{len(items)} samples, {alike(worst)}",
-    )
+    return Seen(f"{len(items)} samples, {alike(worst)}")

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from pydantic import BaseModel, ConfigDict
 
-__all__ = ["Preflight", "Proof"]
+__all__ = ["Preflight", "Proof", "Seen"]
+
+
+class Seen(NamedTuple):
+    """What came of trying one thing, as in :class:`Proof`."""
+
+    told: str
+    holds: bool = True
 
 
 class Proof(BaseModel):

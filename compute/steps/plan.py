@@ -90,6 +90,11 @@ class RunPlan(BaseModel):
         largest = ", ".join(f"{most:,.1f} at {x}" for x, most in self.preflight.largest.items())
         return [*lines, f"range: at most {largest}; stored as {self.stored_dtype}"]
 
+    def extracted(self, store: str) -> bool:
+        """Whether the activation set is there, and nothing of it is to be made anew."""
+        folder = self.folder(store)
+        return Reference.find(folder) is not None and not read_condemned(folder)
+
     def folder(self, store: str) -> Location:
         """Where the activation set lies, or will."""
         return Reference.folder(Location(store), "extract", self.fingerprint)
@@ -130,7 +135,7 @@ def check(recipe: Recipe) -> RunPlan:
     sources, plan = prepare(recipe)
     learn = sized(recipe, plan.widths)
     folder = plan.folder(recipe.store)
-    if Reference.find(folder) is not None and not read_condemned(folder):
+    if plan.extracted(recipe.store):
         return plan
     resumed = resumed_samples(folder)
     if resumed is None:

@@ -16,14 +16,12 @@ from pydantic import ValidationError
 
 from compute.cluster import actor_options, connect, next_ready
 from compute.inputs.corpus import Corpus
-from compute.inputs.sources import Samples, model_loader, resumed_samples
+from compute.inputs.sources import Samples, checked_samples, model_loader
 from compute.models.proofs import Preflight
 from compute.settings import Recipe
 from compute.steps.importing import sized
 from compute.steps.plan import RunPlan, activation_plan, check_disk
 from storage.locations import Location, NotFound
-from storage.references import Reference
-from storage.sealing.condemned import read_condemned
 from storage.sealing.damage import CorruptFile
 from storage.sealing.seals import read_record, sealed_record
 from storage.tables.activations import Dtype
@@ -60,14 +58,10 @@ def prove(recipe: Recipe, plan: RunPlan, *, anew: bool = False) -> RunPlan:
         into the type in which they are to be stored, or if they do not fit on the disk.
     """
     folder = plan.folder(recipe.store)
-    done = Reference.find(folder) is not None and not read_condemned(folder)
+    done = plan.extracted(recipe.store)
     if done and not anew:
         return plan
-    samples = resumed_samples(folder)
-    if samples is None:
-        raise FileNotFoundError(
-            f"the samples of {folder.url} are gone since the run was checked: run it again."
-        )
+    samples = checked_samples(folder)
     found = None if anew else _read(folder)
     if found is None:
         found = try_model(recipe, plan, samples)

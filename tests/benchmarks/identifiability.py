@@ -139,6 +139,16 @@ def answer(problem: Problem, directions: list[np.ndarray], encoders: list[Encode
     )
 
 
+def selected(problem: Problem, model: Any) -> Answer:
+    """The answer of a selection model, which brings its own edges."""
+    model.fit(problem.x)
+    return Answer(
+        [d.directions.numpy() for d in model.dictionaries_],
+        edges=model.edges_,
+        held_out=None if problem.held_out is None else model.transform(problem.held_out),
+    )
+
+
 def hierarchical(problem: Problem, offered: int = 1, **settings: Any) -> Answer:
     model = HierarchicalSelectionModel(
         [offered * width for width in problem.widths],
@@ -147,23 +157,14 @@ def hierarchical(problem: Problem, offered: int = 1, **settings: Any) -> Answer:
         steps=problem.scale.steps,
         rounds=problem.scale.rounds,
         **settings,
-    ).fit(problem.x)
-    return Answer(
-        [d.directions.numpy() for d in model.dictionaries_],
-        edges=model.edges_,
-        held_out=None if problem.held_out is None else model.transform(problem.held_out),
     )
+    return selected(problem, model)
 
 
 def streamed(problem: Problem, offered: float = 1, **settings: Any) -> Answer:
     """The model that recipes learn with, told at most how many concepts there are."""
     widths = [round(offered * width) for width in problem.widths]
-    model = StreamedSelectionModel(widths, seed=problem.seed, **settings).fit(problem.x)
-    return Answer(
-        [d.directions.numpy() for d in model.dictionaries_],
-        edges=model.edges_,
-        held_out=None if problem.held_out is None else model.transform(problem.held_out),
-    )
+    return selected(problem, StreamedSelectionModel(widths, seed=problem.seed, **settings))
 
 
 def independent(problem: Problem, whiten: bool = False) -> Answer:

@@ -125,7 +125,7 @@ def test_the_disk_is_looked_at_again_where_rows_take_more(
     values = tiny_recipe | {"model": {"source": str(wide_model), "dtype": "float32"}}
     recipe = recipe_of(values, tmp_path, dtype="auto")
     found = plan.check(recipe)
-    samples = proving.resumed_samples(found.folder(recipe.store))
+    samples = plan.resumed_samples(found.folder(recipe.store))
     small = plan.disk_bytes(plan.activation_plan(recipe, found, samples, "float16"), recipe.learn)
     monkeypatch.setattr(Location, "free_bytes", lambda self: small)
     assert plan.check(recipe) == found
